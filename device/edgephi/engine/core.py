@@ -1,0 +1,337 @@
+"""
+The engine: requests in, events out, one step at a time.
+
+Wires scheduler, batch, backend and sampler together and guarantees that every request ends exactly once. Not
+thread-safe and owns no thread (edgephi.engine.loop does); knows no text. The backend is the creator's to close.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgephi.engine.backend import Backend, F32Array, ForwardBatch
+from edgephi.engine.batch import ScheduledRows, build_batch
+from edgephi.engine.pages import PagePool, prefix_keys
+from edgephi.engine.request import (
+    EngineEvent,
+    EngineRequest,
+    Finished,
+    FinishReason,
+    PrefillProgress,
+    RequestId,
+    TokenSampled,
+)
+from edgephi.engine.sampling import Sampler
+from edgephi.engine.scheduler import Scheduler
+from edgephi.engine.sequence import SequenceState
+from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest, Overloaded, PromptTooLong
+
+_DEFAULT_RETRY_MS = 1_000
+_MIN_RETRY_MS = 100
+_MAX_RETRY_MS = 60_000
+_SERVICE_TIME_WEIGHT = 0.2  # of the newest request in the moving average: about the last ten count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """
+    How much the engine does at once.
+
+    Attributes:
+        max_running: Most requests that own pages and take part in a step, at least 1.
+        max_waiting: Most requests accepted beyond ``max_running``; 0 refuses what cannot have a place of its own.
+        prefill_chunk_tokens: Most prompt tokens in one step, at least 1. Less means smoother streams beside a long
+            prompt, more means a sooner first token.
+    """
+
+    max_running: int = 4
+    max_waiting: int = 32
+    prefill_chunk_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("max_running", self.max_running, 1),
+            ("max_waiting", self.max_waiting, 0),
+            ("prefill_chunk_tokens", self.prefill_chunk_tokens, 1),
+        ):
+            if value < low:
+                raise ConfigError(f"{name} is {value}; must be at least {low}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """
+    Gauges and counters of an engine at one moment.
+
+    Attributes:
+        running: Requests that own pages.
+        waiting: Requests in the queue.
+        pages_total: Pages of the pool: free, used and cached.
+        pages_used: Pages owned by running requests; a shared one counts once.
+        pages_cached: Pages nobody owns whose tokens may be reused.
+        tokens_prefilled_total: Prompt tokens computed.
+        tokens_generated_total: Tokens drawn, stop tokens included.
+        steps_total: Forwards begun.
+        cached_tokens_total: Prompt tokens taken from shared pages instead of being computed.
+    """
+
+    running: int
+    waiting: int
+    pages_total: int
+    pages_used: int
+    pages_cached: int
+    tokens_prefilled_total: int
+    tokens_generated_total: int
+    steps_total: int
+    cached_tokens_total: int
+
+
+class Engine:
+    """
+    Generates tokens for many requests at once over one backend.
+
+    Lives from construction until it is dropped; it holds nothing that needs closing. One thread uses it.
+
+    Raises:
+        ConfigError: If the backend's batch is smaller than ``max_running``: a stream would have to skip steps.
+    """
+
+    def __init__(self, backend: Backend, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.spec = backend.spec
+        self.config = config
+        self.clock = clock
+        if self.spec.max_batch_tokens < config.max_running:
+            raise ConfigError(
+                f"max_running is {config.max_running} but the backend takes {self.spec.max_batch_tokens} tokens a "
+                "step; lower max_running or use a build with a larger batch"
+            )
+        self._backend = backend
+        self._pool = PagePool(self.spec.num_pages, self.spec.page_size)
+        self._scheduler = Scheduler(
+            self._pool,
+            max_running=config.max_running,
+            max_batch_tokens=self.spec.max_batch_tokens,
+            prefill_chunk_tokens=config.prefill_chunk_tokens,
+        )
+        self._sequences: dict[RequestId, SequenceState] = {}
+        self._mean_service_s: float | None = None
+        self._tokens_prefilled_total = 0
+        self._tokens_generated_total = 0
+        self._steps_total = 0
+        self._cached_tokens_total = 0
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt and answer together that can ever run."""
+        return min(self.spec.max_context_tokens, self.spec.num_pages * self.spec.page_size)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`step` would do anything."""
+        return bool(self._sequences)
+
+    @property
+    def retry_after_ms(self) -> int:
+        """When a place is likely to be free, in milliseconds, judged by how long recent requests ran."""
+        if self._mean_service_s is None:
+            return _DEFAULT_RETRY_MS
+        between_ends_ms = self._mean_service_s * 1e3 / self.config.max_running
+        return min(max(round(between_ends_ms), _MIN_RETRY_MS), _MAX_RETRY_MS)
+
+    def validate(self, request: EngineRequest) -> None:
+        """
+        Check a request against every limit that does not change. Safe to call from any thread.
+
+        Raises:
+            InvalidRequest: If a field is out of bounds.
+            PromptTooLong: If it needs more than the context or the whole pool.
+        """
+        violations = request.sampling.violations()
+        if request.max_tokens < 1:
+            violations.append(FieldViolation("max_tokens", f"is {request.max_tokens}; must be at least 1"))
+        if not request.prompt:
+            violations.append(FieldViolation("prompt", "is empty; must have at least one token"))
+        if violations:
+            raise InvalidRequest(*violations)
+        # Before looking at each token, so that a huge prompt is refused as cheaply as a small one.
+        if len(request.prompt) + request.max_tokens > self.context_tokens:
+            raise PromptTooLong(
+                prompt_tokens=len(request.prompt),
+                max_tokens=request.max_tokens,
+                context_tokens=self.context_tokens,
+            )
+        if min(request.prompt) < 0 or max(request.prompt) >= self.spec.vocab_size:
+            stray = next(t for t in request.prompt if not 0 <= t < self.spec.vocab_size)
+            limit = self.spec.vocab_size - 1
+            raise InvalidRequest(FieldViolation("prompt", f"has token id {stray}; must be 0 to {limit}"))
+
+    def submit(self, request: EngineRequest, *, submitted_at: float | None = None) -> None:
+        """
+        Accept a request into the queue, or refuse it.
+
+        Args:
+            request: What to generate.
+            submitted_at: Engine clock in seconds when the caller asked, if that was earlier than now.
+
+        Raises:
+            InvalidRequest: If a field is out of bounds or the id belongs to a live request.
+            PromptTooLong: If it needs more than the context or the whole pool.
+            Overloaded: If ``max_running + max_waiting`` requests are live.
+        """
+        self.validate(request)
+        if request.request_id in self._sequences:
+            raise InvalidRequest(
+                FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
+            )
+        max_live = self.config.max_running + self.config.max_waiting
+        if len(self._sequences) >= max_live:
+            raise Overloaded(
+                f"{len(self._sequences)} requests are live and {max_live} is the limit; retry later",
+                retry_after_ms=self.retry_after_ms,
+            )
+        num_prompt = len(request.prompt)
+        tokens = np.zeros(num_prompt + request.max_tokens, np.int32)
+        tokens[:num_prompt] = request.prompt
+        sequence = SequenceState(
+            request=request,
+            sampler=Sampler(request.sampling, request.prompt, self.spec.vocab_size),
+            submitted_at=self.clock() if submitted_at is None else submitted_at,
+            tokens=tokens,
+            keys=prefix_keys(tokens[:num_prompt], self.spec.page_size),
+            num_tokens=num_prompt,
+        )
+        self._sequences[request.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def cancel(self, request_id: RequestId, reason: FinishReason = FinishReason.CANCELLED) -> Finished | None:
+        """End a request now and free its pages; None if no such request is live."""
+        sequence = self._sequences.get(request_id)
+        return None if sequence is None else self._finish(sequence, reason)
+
+    def step(self) -> list[EngineEvent]:
+        """
+        Run one forward and draw the tokens it allows.
+
+        If the backend fails, every running request ends with ERROR and no cached page is used again; waiting
+        requests stay, and the next step tries anew.
+
+        Returns:
+            Events in the order they happened, each request's own in order; empty without work.
+        """
+        scheduled = self._scheduler.schedule(self.clock())
+        if not scheduled:
+            return []
+        for rows in scheduled:
+            if rows.is_prefill and rows.sequence.num_computed == rows.sequence.num_cached:
+                self._cached_tokens_total += rows.sequence.num_cached
+        self._steps_total += 1
+        try:
+            logits = self._forward(build_batch(scheduled, self.spec.page_size))
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises, its requests end and others go on
+            return self._fail_running(error)
+        self._scheduler.commit(scheduled)
+        return self._collect(scheduled, logits)
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters as they are now."""
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            pages_total=self._pool.num_pages,
+            pages_used=self._pool.num_used,
+            pages_cached=self._pool.num_cached,
+            tokens_prefilled_total=self._tokens_prefilled_total,
+            tokens_generated_total=self._tokens_generated_total,
+            steps_total=self._steps_total,
+            cached_tokens_total=self._cached_tokens_total,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that every page is accounted for once. For tests and for a debug run; costs a pass over all pages."""
+        running = self._scheduler.running
+        self._pool.check_integrity([sequence.pages.tolist() for sequence in running])
+        assert len(running) + self._scheduler.num_waiting == len(self._sequences)
+        content_of: dict[int, bytes] = {}
+        for sequence in running:
+            for index, page in enumerate(sequence.pages.tolist()):
+                history = sequence.tokens[: (index + 1) * self.spec.page_size].tobytes()
+                assert content_of.setdefault(page, history) == history, f"page {page} is shared by different texts"
+
+    def _forward(self, batch: ForwardBatch) -> F32Array:
+        logits = self._backend.forward(batch)
+        wanted = (len(batch.logit_rows), self.spec.vocab_size)
+        if logits.shape != wanted:
+            raise EngineFailed(f"the backend returned logits of shape {logits.shape}; expected {wanted}")
+        return logits
+
+    def _collect(self, scheduled: tuple[ScheduledRows, ...], logits: F32Array) -> list[EngineEvent]:
+        """Draw the tokens of a committed step; logits are (r, vocab), one row per sequence that wants them."""
+        events: list[EngineEvent] = []
+        now = self.clock()
+        next_row = 0
+        for rows in scheduled:
+            sequence = rows.sequence
+            if rows.is_prefill:
+                self._tokens_prefilled_total += rows.num_tokens
+                events.append(
+                    PrefillProgress(
+                        request_id=sequence.request.request_id,
+                        done_tokens=sequence.num_computed,
+                        total_tokens=sequence.prompt_len,
+                    )
+                )
+            if rows.wants_logits:
+                events += self._draw(sequence, logits[next_row], now)
+                next_row += 1
+        return events
+
+    def _draw(self, sequence: SequenceState, logits: F32Array, now: float) -> list[EngineEvent]:
+        request = sequence.request
+        try:
+            sampled = sequence.sampler.sample(logits)
+        except EngineFailed as error:
+            # What computed such a row may sit in its pages, so nobody may share them.
+            return [self._finish(sequence, FinishReason.ERROR, error=str(error), keep_content=False)]
+        sequence.append(sampled.token_id, now)
+        self._tokens_generated_total += 1
+        if sampled.token_id in request.stop_token_ids:
+            return [self._finish(sequence, FinishReason.STOP)]
+        token = TokenSampled(request_id=request.request_id, token_id=sampled.token_id, logprobs=sampled.logprobs)
+        if sequence.num_output == request.max_tokens:
+            return [token, self._finish(sequence, FinishReason.LENGTH)]
+        return [token]
+
+    def _fail_running(self, error: Exception) -> list[EngineEvent]:
+        message = f"{type(error).__name__}: {error}"
+        events: list[EngineEvent] = [
+            self._finish(sequence, FinishReason.ERROR, error=message, keep_content=False)
+            for sequence in self._scheduler.running
+        ]
+        self._pool.drop_content()
+        return events
+
+    def _finish(
+        self,
+        sequence: SequenceState,
+        reason: FinishReason,
+        *,
+        error: str | None = None,
+        keep_content: bool = True,
+    ) -> Finished:
+        del self._sequences[sequence.request.request_id]
+        self._scheduler.remove(sequence, keep_content=keep_content)
+        if sequence.first_scheduled_at is not None:
+            service_s = self.clock() - sequence.first_scheduled_at
+            mean = service_s if self._mean_service_s is None else self._mean_service_s
+            self._mean_service_s = mean + _SERVICE_TIME_WEIGHT * (service_s - mean)
+        return Finished(
+            request_id=sequence.request.request_id,
+            reason=reason,
+            usage=sequence.usage(),
+            timings=sequence.timings(),
+            error=error,
+        )

@@ -1,0 +1,126 @@
+"""
+Every error edgephi raises for input, files or hardware, in one tree.
+
+    EdgephiError
+    ├── InvalidRequest        a caller's field is out of bounds; nothing was started
+    │   └── PromptTooLong     prompt + max_tokens exceed the context or the pages
+    ├── Overloaded            no room now; retrying later may succeed
+    ├── NotReady              the model is loading or the server is draining
+    ├── EngineFailed          the engine or its backend failed while running requests
+    ├── ModelNotFound         no model of that name or in that folder
+    ├── ModelInvalid          a model file is missing, damaged or of an unknown kind
+    │   ├── IntegrityError    a file's size or digest differs from its manifest
+    │   └── UnsupportedModel  well formed, but an architecture or quantization we do not run
+    ├── BundleInvalid         the compiled library and packed weights do not fit each other
+    │   └── CpuUnsupported    the library needs an instruction set this CPU lacks
+    ├── CompileFailed         the compiler or the linker failed
+    ├── InsufficientMemory    a plan or an allocation exceeds its budget
+    └── ConfigError           a flag, an environment variable or a file is wrong
+
+Each carries a message for a person (what, the value, the limit, what to do). One table,
+edgephi.server.status, maps this tree to gRPC status codes; no status code appears elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class EdgephiError(Exception):
+    """Base of all errors that edgephi raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """
+    One field of a request that breaks its bound.
+
+    Attributes:
+        field: Path of the field as the contract names it, such as ``sampling.top_p``.
+        description: The value, the limit and what to do.
+    """
+
+    field: str
+    description: str
+
+
+class InvalidRequest(EdgephiError):
+    """A request breaks one or more documented bounds; nothing was started."""
+
+    def __init__(self, *violations: FieldViolation) -> None:
+        assert violations
+        self.violations = violations
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt, or the prompt and ``max_tokens``, do not fit the context in force."""
+
+    def __init__(self, *, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_tokens = context_tokens
+        super().__init__(
+            FieldViolation(
+                "max_tokens" if prompt_tokens < context_tokens else "prompt",
+                f"{prompt_tokens} prompt tokens + {max_tokens} max_tokens exceed the context of "
+                f"{context_tokens} tokens; shorten the prompt or lower max_tokens",
+            )
+        )
+
+
+class Overloaded(EdgephiError):
+    """
+    No room for the request now.
+
+    Attributes:
+        retry_after_ms: When a retry is likely to be admitted, in milliseconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(message)
+
+
+class NotReady(EdgephiError):
+    """The model is still loading, or the server is draining."""
+
+
+class EngineFailed(EdgephiError):
+    """The engine or its backend failed while requests were running."""
+
+
+class ModelNotFound(EdgephiError):
+    """No model of that name is installed, or the folder holds none."""
+
+
+class ModelInvalid(EdgephiError):
+    """A model's files are missing, damaged or of a kind that cannot be read."""
+
+
+class IntegrityError(ModelInvalid):
+    """A file's size or digest differs from what its manifest says."""
+
+
+class UnsupportedModel(ModelInvalid):
+    """The files are well formed but name an architecture or quantization that is not run."""
+
+
+class BundleInvalid(EdgephiError):
+    """A compiled library and packed weights do not belong together, or are damaged."""
+
+
+class CpuUnsupported(BundleInvalid):
+    """The compiled library needs instructions this CPU does not have."""
+
+
+class CompileFailed(EdgephiError):
+    """Compiling or linking a model library failed."""
+
+
+class InsufficientMemory(EdgephiError):
+    """An allocation or a plan exceeds the memory budget; the message has the numbers."""
+
+
+class ConfigError(EdgephiError):
+    """A flag, an environment variable or a configuration file is wrong."""

@@ -1,0 +1,160 @@
+"""Random submits, cancels, failures and steps: whatever the interleaving, each answer is as if it ran alone."""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edgephi.engine.backend import F32Array, ForwardBatch
+from edgephi.engine.core import Engine, EngineConfig
+from edgephi.engine.request import (
+    EngineEvent,
+    EngineRequest,
+    Finished,
+    FinishReason,
+    RequestId,
+    SamplingParams,
+    TokenSampled,
+)
+from edgephi.errors import EngineFailed, Overloaded
+from edgephi.runtime.fake import FakeBackend
+
+_STOP_TOKEN = 3
+_PREFIXES = ((), (1, 2, 3, 4), (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9))
+_SAMPLING = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.2, seed=1),
+    SamplingParams(temperature=0.8, seed=2, top_k=9, top_p=0.9, repetition_penalty=1.2, presence_penalty=0.5),
+)
+
+
+class FragileBackend(FakeBackend):
+    """A small fake whose next forward can be made to fail, after it has already written to its pages."""
+
+    def __init__(self, num_pages: int) -> None:
+        super().__init__(vocab_size=40, page_size=4, num_pages=num_pages, max_batch_tokens=9, max_context_tokens=48)
+        self.fails_next = False
+
+    def forward(self, batch: ForwardBatch) -> F32Array:
+        logits = super().forward(batch)
+        if self.fails_next:
+            self.fails_next = False
+            raise EngineFailed("as told")
+        return logits
+
+
+@functools.cache
+def _alone(prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams) -> tuple[tuple[int, ...], FinishReason]:
+    """The answer of a request that has an engine to itself."""
+    engine = Engine(FragileBackend(num_pages=12), EngineConfig(max_running=1, prefill_chunk_tokens=9))
+    engine.submit(_request("alone", prompt, max_tokens, sampling))
+    events: list[EngineEvent] = []
+    while engine.has_work:
+        events += engine.step()
+    end = events[-1]
+    assert isinstance(end, Finished)
+    return tuple(e.token_id for e in events if isinstance(e, TokenSampled)), end.reason
+
+
+def _request(name: str, prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams) -> EngineRequest:
+    return EngineRequest(
+        request_id=RequestId(name),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop_token_ids=frozenset({_STOP_TOKEN}),
+    )
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """An engine with few pages, short pages and a small batch, so that everything happens often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend = FragileBackend(num_pages=14)
+        self.engine = Engine(
+            self.backend, EngineConfig(max_running=3, max_waiting=4, prefill_chunk_tokens=5), clock=lambda: 0.0
+        )
+        self.requests: dict[RequestId, EngineRequest] = {}
+        self.events: dict[RequestId, list[EngineEvent]] = {}
+
+    @rule(
+        prefix=st.sampled_from(_PREFIXES),
+        rest=st.lists(st.integers(0, 39), min_size=1, max_size=9),
+        max_tokens=st.integers(1, 14),
+        sampling=st.sampled_from(_SAMPLING),
+    )
+    def submit(self, prefix: tuple[int, ...], rest: list[int], max_tokens: int, sampling: SamplingParams) -> None:
+        request = _request(f"r{len(self.requests)}", (*prefix, *rest), max_tokens, sampling)
+        num_live = self.engine.stats().running + self.engine.stats().waiting
+        try:
+            self.engine.submit(request)
+        except Overloaded:
+            assert num_live == 7
+        else:
+            assert num_live < 7
+            self.requests[request.request_id] = request
+            self.events[request.request_id] = []
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), reason=st.sampled_from([FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.STOP]))
+    def cancel(self, data: st.DataObject, reason: FinishReason) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.requests)))
+        end = self.engine.cancel(request_id, reason)
+        assert (end is None) == self._has_ended(request_id)
+        if end is not None:
+            assert end.reason is reason
+            self.events[request_id].append(end)
+
+    @rule(times=st.integers(1, 6))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            for event in self.engine.step():
+                self.events[event.request_id].append(event)
+            self.engine.check_integrity()
+
+    @rule()
+    def fail(self) -> None:
+        self.backend.fails_next = True
+
+    @invariant()
+    def books_hold(self) -> None:
+        self.engine.check_integrity()
+        for events in self.events.values():
+            assert not any(isinstance(e, Finished) for e in events[:-1]), "an event after the end"
+        num_live = sum(not self._has_ended(request_id) for request_id in self.requests)
+        assert num_live == self.engine.stats().running + self.engine.stats().waiting
+
+    def teardown(self) -> None:
+        num_steps = 0
+        while self.engine.has_work:
+            self.step(1)
+            num_steps += 1
+            assert num_steps < 500, "the engine makes no progress"
+        stats = self.engine.stats()
+        assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+        for request_id, events in self.events.items():
+            self._check_answer(self.requests[request_id], events)
+
+    def _has_ended(self, request_id: RequestId) -> bool:
+        events = self.events[request_id]
+        return bool(events) and isinstance(events[-1], Finished)
+
+    def _check_answer(self, request: EngineRequest, events: list[EngineEvent]) -> None:
+        end = events[-1]
+        assert isinstance(end, Finished)
+        answer = tuple(e.token_id for e in events if isinstance(e, TokenSampled))
+        expected, reason = _alone(request.prompt, request.max_tokens, request.sampling)
+        is_complete = end.error is None and end.usage.output_tokens == len(expected) + (reason is FinishReason.STOP)
+        if is_complete:
+            assert (answer, end.reason) == (expected, reason)
+        else:
+            assert end.reason is not FinishReason.LENGTH
+            assert answer == expected[: len(answer)]
+
+
+EngineMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestEngine = EngineMachine.TestCase
