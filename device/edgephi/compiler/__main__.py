@@ -1,0 +1,40 @@
+"""
+``python -m edgephi.compiler MODEL OUT OPTIONS``: compile one model; how other processes reach the compiler.
+
+OPTIONS is ``artifact.bundle.BundleOptions`` as JSON. Progress goes to standard output, a JSON array
+``[label, done_bytes, total_bytes]`` a line; an error is one line on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edgephi.artifact.bundle import BundleOptions
+from edgephi.errors import EdgephiError
+
+
+def main(arguments: list[str]) -> int:
+    """Compile as *arguments* say and return the exit status."""
+    model, out, options = arguments
+
+    def report(label: str, done: int, total: int) -> None:
+        sys.stdout.write(json.dumps([label, done, total]) + "\n")
+        sys.stdout.flush()
+
+    report("loading the compiler", 0, 0)
+    from edgephi.compiler.pipeline import compile_model
+
+    try:
+        compile_model(Path(model), Path(out), msgspec.json.decode(options, type=BundleOptions), report)
+    except EdgephiError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

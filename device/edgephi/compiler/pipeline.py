@@ -1,0 +1,218 @@
+"""
+From a model folder to a bundle: the contents page of the compiler.
+
+    1. read the configuration and check that the kernels can run its shape
+    2. build the Relax graph and its kernels, compile and link them: model.so
+    3. pack the weights for the same kernels: weights.bin
+    4. write bundle.json, then move the finished folder into place in one step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from edgephi.artifact.bundle import (
+    ALIGNMENT,
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    LIBRARY,
+    WEIGHTS,
+    Bundle,
+    BundleOptions,
+    PackedTensor,
+    file_digest,
+    fingerprint,
+    weights_header,
+    write_bundle,
+)
+from edgephi.artifact.config import ModelConfig, load_config
+from edgephi.artifact.digest import compiler_digest, model_digest
+from edgephi.artifact.weights import WeightStore, open_weights
+from edgephi.compiler.kernels.activations import Activations
+from edgephi.compiler.kernels.attention import PAGE_SIZE
+from edgephi.compiler.kernels.matmul_q4 import pack
+from edgephi.compiler.link import link_library
+from edgephi.compiler.phi3 import GraphOptions, Parameter, build_module, inverse_frequency, parameters
+from edgephi.compiler.targets import CompileTarget, compile_target
+from edgephi.errors import ModelInvalid, UnsupportedModel
+from edgephi.profile.isa import ISA_LEVELS, host_arch
+
+Progress = Callable[[str, int, int], None]
+"""Called with a label, what is done and the total, in bytes."""
+
+_SCALE_DTYPES = {"q4f16_1": "float16", "q4f16_0": "float16", "q4f32_1": "float32"}
+
+
+def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: Progress | None = None) -> Bundle:
+    """
+    Compile a model folder into the bundle folder *out*, replacing what is there only when all is done.
+
+    Args:
+        model_dir: An MLC-LLM folder with quantized weights.
+        out: The bundle's folder; its parents are made.
+        options: Level, types and bounds.
+        progress: Called while weights are packed.
+
+    Raises:
+        UnsupportedModel: If the kernels cannot run a model of this shape or quantization.
+        ModelInvalid: If a weight is missing or of the wrong shape.
+        CompileFailed: If the level is unknown or linking failed.
+    """
+    target = compile_target(options.level)
+    level = ISA_LEVELS[options.level]
+    config = load_config(model_dir)
+    scale_dtype = _scale_dtype(model_dir, config)
+    graph = GraphOptions(
+        activations=Activations(options.activations),
+        kv_dtype=options.kv_dtype,
+        scale_dtype=scale_dtype,
+        max_batch_tokens=options.max_batch_tokens,
+    )
+    of_model, of_compiler = model_digest(model_dir), compiler_digest()
+    assert of_compiler is not None
+    mark = fingerprint(of_model, options, of_compiler)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        executable = build_executable(config, target, graph, mark)
+        link_library(executable, work / LIBRARY, arch=level.arch, host_arch=host_arch())
+        packed = pack_weights(model_dir, config, scale_dtype, work / WEIGHTS, mark, progress)
+        bundle = Bundle(
+            format_version=FORMAT_VERSION,
+            fingerprint=mark,
+            model_digest=of_model,
+            compiler_digest=of_compiler,
+            level=level.name,
+            arch=level.arch,
+            required_features=tuple(sorted(level.required_features)),
+            compiler={"apache-tvm": tvm.__version__, "llvm": str(tvm.target.codegen.llvm_version_major())},
+            quantization=config.quantization or "",
+            activations=options.activations,
+            kv_dtype=options.kv_dtype,
+            page_size=PAGE_SIZE,
+            max_batch_tokens=options.max_batch_tokens,
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab_size=config.vocab_size,
+            context_tokens=config.context_window_size,
+            library=file_digest(work / LIBRARY),
+            weights=file_digest(work / WEIGHTS),
+            parameters=packed,
+        )
+        write_bundle(work, bundle)
+        _replace_folder(work, out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return bundle
+
+
+def build_executable(
+    config: ModelConfig, target: CompileTarget, graph: GraphOptions, mark: str
+) -> tvm.runtime.Executable:
+    """Compile the graph for *target*; ``_metadata`` of the result carries the fingerprint *mark*."""
+    module = build_module(config, target, graph, json.dumps({"fingerprint": mark}))
+    with tvm.transform.PassContext(opt_level=3, config={"tirx.enable_debug": False}):
+        return relax.build(module, target=target.tvm_target())
+
+
+def pack_weights(
+    model_dir: Path, config: ModelConfig, scale_dtype: str, out: Path, mark: str, progress: Progress | None
+) -> tuple[PackedTensor, ...]:
+    """
+    Write weights.bin: every parameter of the graph in its order, 64-byte aligned.
+
+    Raises:
+        ModelInvalid: If a weight is missing or has another shape than the configuration says.
+    """
+    specs = parameters(config, scale_dtype)
+    total = sum(_nbytes(spec) for spec in specs)
+    packed: list[PackedTensor] = []
+    with open_weights(model_dir) as store, out.open("wb") as file:
+        file.write(weights_header(mark))
+        arrays = _packed_arrays(store, config, specs)
+        for spec in specs:
+            name, array = next(arrays)
+            assert name == spec.name, (name, spec.name)
+            if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+                raise ModelInvalid(
+                    f"{model_dir}: weight {spec.name} is {array.dtype} {array.shape}, "
+                    f"the configuration needs {spec.dtype} {spec.shape}"
+                )
+            offset = _pad(file)
+            array.tofile(file)
+            packed.append(
+                PackedTensor(name=spec.name, shape=spec.shape, dtype=spec.dtype, offset=offset, nbytes=array.nbytes)
+            )
+            if progress is not None:
+                progress("packing weights", file.tell() - HEADER_BYTES, total)
+        file.flush()
+        os.fsync(file.fileno())
+    return tuple(packed)
+
+
+def _packed_arrays(
+    store: WeightStore, config: ModelConfig, specs: tuple[Parameter, ...]
+) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+    """Yield each parameter's name and contents in the order of *specs*."""
+    pending: npt.NDArray[np.generic] | None = None
+    for spec in specs:
+        name = spec.name
+        if name == "rope.inverse_frequency":
+            yield name, inverse_frequency(config)
+        elif name.endswith(".w"):
+            matrix = store.matrix(name.removesuffix(".w"))
+            w, pending = pack(matrix.unpack_codes(), matrix.scales_nk())
+            yield name, w.reshape(*w.shape[:3], -1)
+        elif name.endswith(".s"):
+            assert pending is not None, name
+            yield name, pending
+            pending = None
+        elif name.startswith("transformer.embd."):
+            yield name, np.ascontiguousarray(store.get(name))
+        else:
+            yield name, np.ascontiguousarray(store.get(name).astype(np.float32))
+
+
+def _scale_dtype(model_dir: Path, config: ModelConfig) -> str:
+    try:
+        return _SCALE_DTYPES[config.quantization or ""]
+    except KeyError:
+        raise UnsupportedModel(
+            f"{model_dir} has quantization {config.quantization or 'none'}; choose one of {', '.join(_SCALE_DTYPES)}, "
+            "or convert a Hugging Face checkpoint with `edgephi model convert`"
+        ) from None
+
+
+def _nbytes(spec: Parameter) -> int:
+    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+
+
+def _pad(file: BinaryIO) -> int:
+    """Move to the next aligned offset and return it."""
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    return file.tell()
+
+
+def _replace_folder(work: Path, out: Path) -> None:
+    """Put *work* where *out* is or will be; a process that has the old files mapped keeps them."""
+    work.chmod(0o755)
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+        out.rename(old / out.name)
+        work.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        work.rename(out)

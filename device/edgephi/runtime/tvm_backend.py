@@ -1,0 +1,172 @@
+"""
+The default engine: a bundle's compiled library run by TVM's runtime over memory-mapped weights.
+
+Owns the page tensors and the worker threads. Loads TVM in its runtime-only mode, never the compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Before TVM is imported: without its compiler it starts in half the time and memory. Workers are not pinned, so
+# that two servers, or a server and a test, do not fight for core 0.
+os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+import tvm
+import tvm_ffi
+from tvm.runtime.vm import VirtualMachine
+
+from edgephi.artifact.bundle import ALIGNMENT, LIBRARY, WEIGHTS, Bundle, PackedTensor, check_digest
+from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch, I32Array
+from edgephi.errors import BundleInvalid, CpuUnsupported, EngineFailed, InsufficientMemory
+from edgephi.profile.isa import host_arch, host_features
+
+
+class TvmBackend:
+    """
+    A loaded bundle with its pages; see :class:`edgephi.engine.backend.Backend`.
+
+    The composition root creates it and closes it after the engine has stopped.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, *, num_pages: int, num_threads: int) -> None:
+        """
+        Load a bundle.
+
+        Args:
+            folder: Where the bundle lies.
+            bundle: What :func:`edgephi.artifact.bundle.read_bundle` said of it.
+            num_pages: Pages to hold keys and values.
+            num_threads: Threads that compute, the calling one included.
+
+        Raises:
+            CpuUnsupported: If this CPU lacks an instruction the library uses; nothing was loaded.
+            BundleInvalid: If the library is damaged or was not made with these weights.
+            InsufficientMemory: If the pages cannot be allocated.
+        """
+        check_cpu(folder, bundle)
+        check_digest(folder / LIBRARY, bundle.library)
+        self._spec = BackendSpec(
+            vocab_size=bundle.vocab_size,
+            page_size=bundle.page_size,
+            num_pages=num_pages,
+            max_batch_tokens=bundle.max_batch_tokens,
+            max_context_tokens=bundle.context_tokens,
+        )
+        tvm_ffi.get_global_func("runtime.config_threadpool")(0, num_threads)
+        library = tvm.runtime.load_module(str(folder / LIBRARY))
+        machine = VirtualMachine(library, tvm.cpu())
+        made_with = json.loads(str(machine["_metadata"]()))["fingerprint"]
+        if made_with != bundle.fingerprint:
+            raise BundleInvalid(
+                f"{folder / LIBRARY} was not made with {folder / WEIGHTS} (fingerprint differs); "
+                "compile the model again"
+            )
+        self._forward: Any = machine["forward"]
+        self._weights, self._parameters = _map_weights(folder / WEIGHTS, bundle.parameters)
+        shape = (bundle.num_layers, num_pages, 2, bundle.num_kv_heads, bundle.page_size * bundle.head_dim)
+        self._pages = _zeros(shape, bundle.kv_dtype)
+        self._pages_tensor = tvm_ffi.from_dlpack(self._pages)
+
+    @property
+    def spec(self) -> BackendSpec:
+        """Sizes the engine must respect."""
+        return self._spec
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the page tensors; the system commits them as pages are first used."""
+        return int(self._pages.nbytes)
+
+    def forward(self, batch: ForwardBatch) -> F32Array:
+        """
+        Append the batch's keys and values to their slots and compute logits.
+
+        Returns:
+            (r, vocab_size) float32 logits of ``batch.logit_rows``, memory of its own.
+
+        Raises:
+            EngineFailed: If the computation failed; the pages' contents are then undefined.
+        """
+        if self._forward is None:
+            raise EngineFailed("the backend is closed")
+        arrays = (
+            batch.tokens, batch.positions, batch.slots, batch.row_start, batch.block_table, batch.logit_rows,
+        )  # fmt: skip
+        try:
+            tensors = [tvm_ffi.from_dlpack(_aligned(array)) for array in arrays]
+            logits = self._forward(*tensors, self._pages_tensor, self._parameters)
+            result: F32Array = np.asarray(np.from_dlpack(logits), dtype=np.float32)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise EngineFailed(f"the compiled forward failed: {error}") from error
+        return result
+
+    def close(self) -> None:
+        """Drop the library, the pages and the mapping. Calling it again does nothing."""
+        self._forward = None
+        self._parameters = None
+        self._weights = np.zeros(0, dtype=np.uint8)
+        self._pages_tensor = None
+        self._pages = np.zeros(0, dtype=np.float32)
+
+
+def check_cpu(folder: Path, bundle: Bundle) -> None:
+    """
+    Check that this CPU can run a library before it is loaded.
+
+    Raises:
+        CpuUnsupported: Naming the architecture or the features that are missing.
+    """
+    if bundle.arch != host_arch():
+        raise CpuUnsupported(
+            f"{folder} is for {bundle.arch} and this machine is {host_arch()}; compile the model for this machine"
+        )
+    missing = sorted(set(bundle.required_features) - host_features())
+    if missing:
+        raise CpuUnsupported(
+            f"{folder} is for {bundle.level}, which needs {', '.join(missing)}; this CPU lacks it. "
+            "Compile the model on this machine, or with --target for a lower level"
+        )
+
+
+def _map_weights(path: Path, parameters: tuple[PackedTensor, ...]) -> tuple[npt.NDArray[np.uint8], Any]:
+    """Map weights.bin and return the mapping with the parameters as one TVM tuple; nothing is copied."""
+    with path.open("rb") as file:
+        # Copy-on-write because DLPack refuses read-only memory; nobody writes, so processes share the page cache.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    whole = np.frombuffer(mapped, dtype=np.uint8)
+    tensors = []
+    for spec in parameters:
+        view = whole[spec.offset : spec.offset + spec.nbytes].view(np.dtype(spec.dtype)).reshape(spec.shape)
+        tensors.append(tvm_ffi.from_dlpack(view))
+    return whole, tvm_ffi.convert(tensors)
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[np.generic]:
+    """Return zeros in memory of their own, page-aligned; the system commits each page when it is first touched."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise InsufficientMemory(
+            f"{size / 2**20:.0f} MiB for {shape[1]} pages of keys and values cannot be allocated ({error.strerror}); "
+            "ask for fewer tokens"
+        ) from error
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
+def _aligned(array: I32Array) -> I32Array:
+    """Return a copy at a 64-byte boundary: the kernels' vector loads assume it, and NumPy promises only 16."""
+    memory = np.empty(array.nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(np.int32).reshape(array.shape)
+    copy[...] = array
+    return copy
