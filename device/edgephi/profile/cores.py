@@ -1,0 +1,121 @@
+"""
+The cores of the processor, grouped by kind.
+
+Owns the names of Arm core designs and how cores are told apart: by design and by highest frequency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from edgephi.profile.kernelfile import parse_cpu_list, parse_int, read_int, read_text
+
+# (CPU implementer, CPU part) of /proc/cpuinfo. Source: Arm's MIDR_EL1 values in each core's reference manual.
+CORE_NAMES: Mapping[tuple[int, int], str] = MappingProxyType(
+    {
+        (0x41, 0xD03): "Cortex-A53",
+        (0x41, 0xD04): "Cortex-A35",
+        (0x41, 0xD05): "Cortex-A55",
+        (0x41, 0xD07): "Cortex-A57",
+        (0x41, 0xD08): "Cortex-A72",
+        (0x41, 0xD09): "Cortex-A73",
+        (0x41, 0xD0A): "Cortex-A75",
+        (0x41, 0xD0B): "Cortex-A76",
+        (0x41, 0xD0C): "Neoverse-N1",
+        (0x41, 0xD0D): "Cortex-A77",
+        (0x41, 0xD0E): "Cortex-A76AE",
+        (0x41, 0xD40): "Neoverse-V1",
+        (0x41, 0xD41): "Cortex-A78",
+        (0x41, 0xD42): "Cortex-A78AE",
+        (0x41, 0xD44): "Cortex-X1",
+        (0x41, 0xD46): "Cortex-A510",
+        (0x41, 0xD47): "Cortex-A710",
+        (0x41, 0xD48): "Cortex-X2",
+        (0x41, 0xD49): "Neoverse-N2",
+        (0x41, 0xD4B): "Cortex-A78C",
+        (0x41, 0xD4D): "Cortex-A715",
+        (0x41, 0xD4E): "Cortex-X3",
+        (0x41, 0xD4F): "Neoverse-V2",
+        (0x41, 0xD80): "Cortex-A520",
+        (0x41, 0xD81): "Cortex-A720",
+        (0x41, 0xD82): "Cortex-X4",
+        (0x41, 0xD85): "Cortex-X925",
+        (0x41, 0xD87): "Cortex-A725",
+    }
+)
+MAX_SANE_MHZ = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class CoreCluster:
+    """
+    Cores of the same kind.
+
+    Attributes:
+        cpus: Kernel numbers, ascending.
+        max_mhz: Highest frequency, or None where the kernel does not say.
+        core: Design, such as ``Cortex-A76``, or None.
+        governor: Frequency governor of the first of them, or None.
+    """
+
+    cpus: tuple[int, ...]
+    max_mhz: int | None
+    core: str | None
+    governor: str | None
+
+
+def read_clusters(root: Path) -> tuple[CoreCluster, ...]:
+    """
+    Group the online cores by design and highest frequency, fastest first.
+
+    Args:
+        root: Folder that holds ``proc`` and ``sys``; ``/`` on a real machine.
+
+    Returns:
+        The clusters; empty where neither /sys nor /proc lists any core.
+    """
+    designs = _designs(read_text(root / "proc/cpuinfo") or "")
+    folder = root / "sys/devices/system/cpu"
+    online = parse_cpu_list(read_text(folder / "online") or "") or tuple(sorted(designs))
+    groups: dict[tuple[int | None, str | None], list[int]] = {}
+    for cpu in online:
+        groups.setdefault((_max_mhz(folder, cpu), designs.get(cpu)), []).append(cpu)
+    clusters = [
+        CoreCluster(tuple(cpus), mhz, core, read_text(folder / f"cpu{cpus[0]}/cpufreq/scaling_governor"))
+        for (mhz, core), cpus in groups.items()
+    ]
+    return tuple(sorted(clusters, key=lambda cluster: (-(cluster.max_mhz or 0), cluster.cpus)))
+
+
+def _max_mhz(folder: Path, cpu: int) -> int | None:
+    khz = read_int(folder / f"cpu{cpu}/cpufreq/cpuinfo_max_freq")
+    mhz = khz // 1000 if khz is not None else 0
+    return mhz if 0 < mhz <= MAX_SANE_MHZ else None
+
+
+def _designs(cpuinfo: str) -> dict[int, str | None]:
+    """Return the design of each processor in the text of /proc/cpuinfo; None where it is not in the table."""
+    found: dict[int, str | None] = {}
+    cpu: int | None = None
+    implementer: int | None = None
+    for line in cpuinfo.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "processor":
+            cpu, implementer = parse_int(value), None
+            if cpu is not None:
+                found[cpu] = None
+        elif name == "CPU implementer":
+            implementer = _hex(value)
+        elif name == "CPU part" and cpu is not None and implementer is not None:
+            found[cpu] = CORE_NAMES.get((implementer, _hex(value) or 0))
+    return found
+
+
+def _hex(text: str) -> int | None:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return None
