@@ -1,0 +1,1 @@
+"""The contract: generated messages and stubs of edgephi.v1."""

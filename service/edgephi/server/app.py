@@ -1,0 +1,303 @@
+"""
+The server: puts handlers, interceptors, health, reflection and metrics on one listening address.
+
+Owns start, readiness and the order of stopping. Signals are the program's business; the generator, its engine and its
+backend are passed in and closed by whoever made them, after the server has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from edgephi.engine.core import EngineStats
+from edgephi.engine.request import FinishReason, SamplingParams
+from edgephi.errors import ConfigError, EdgephiError, EngineFailed
+from edgephi.generation.generator import Generator
+from edgephi.generation.request import Final, GenerationEvent, GenerationRequest
+from edgephi.profile.plan import Plan
+from edgephi.profile.probe import DeviceFacts, LiveFacts, probe_live
+from edgephi.server.device import DeviceHandler
+from edgephi.server.errors import ErrorInterceptor
+from edgephi.server.generation import GenerationHandler
+from edgephi.server.interceptors import CallInterceptor
+from edgephi.server.lifecycle import Lifecycle, ServerState
+from edgephi.server.metrics import Metrics, MetricsPage
+from edgephi.server.model import ModelHandler
+from edgephi.server.model_info import ModelInfo
+from edgephi.server.settings import ServerSettings
+from edgephi.server.tls import server_credentials
+from edgephi.v1 import (
+    device_service_pb2,
+    device_service_pb2_grpc,
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+ENGINE_CHECK_S = 1.0
+LAST_MESSAGES_S = 5.0
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (generation_service_pb2, "GenerationService"),
+        (model_service_pb2, "ModelService"),
+        (device_service_pb2, "DeviceService"),
+    )
+)
+
+
+class EngineView(Protocol):
+    """What the server watches of the engine; ``edgephi.engine.loop.EngineLoop`` is one."""
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters; quick, any thread."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine can go on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """
+    What a server serves; everything in it outlives the server.
+
+    Attributes:
+        generator: Makes answers.
+        engine: The engine under it, to watch.
+        model: What is said of the model.
+        device: The machine, as it was probed.
+        plan: The plan in force.
+        probe_live: Reads how the machine is doing; may take a moment.
+    """
+
+    generator: Generator
+    engine: EngineView
+    model: ModelInfo
+    device: DeviceFacts
+    plan: Plan
+    probe_live: Callable[[], LiveFacts] = probe_live
+
+
+class Server:
+    """
+    One server on one event loop, from :meth:`start` to :meth:`stop`.
+
+    Make it within the loop that runs it. After ``start`` it listens; it takes requests once the model has produced
+    a token, which ``wait_ready`` waits for.
+
+    Args:
+        served: Model, machine and plan.
+        settings: Address and limits.
+        registry: Where metrics are registered; a new one by default.
+        log: structlog logger; the program's by default.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        settings: ServerSettings,
+        *,
+        registry: CollectorRegistry | None = None,
+        log: Any = None,
+    ) -> None:
+        self._served = served
+        self._settings = settings
+        self._log = structlog.get_logger("edgephi.server") if log is None else log
+        self._metrics = Metrics(CollectorRegistry() if registry is None else registry, model=served.model.model_id)
+        self._metrics.watch_engine(served.engine.stats)
+        self._lifecycle = Lifecycle(SERVICES)
+        self._port: int | None = None
+        self._page: MetricsPage | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping: asyncio.Task[None] | None = None
+        # The outermost first: the line in the log needs the code that the error was mapped to.
+        interceptors = [CallInterceptor(self._log, self._metrics), ErrorInterceptor(self._log)]
+        self._server = grpc.aio.server(interceptors=interceptors, options=list(settings.channel_arguments()))
+        self._add_services()
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on; known after ``start``."""
+        assert self._port is not None, "start() was not awaited"
+        return self._port
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The TCP port of the metrics page; None without one."""
+        return None if self._page is None else self._page.port
+
+    @property
+    def state(self) -> ServerState:
+        """What the server is doing."""
+        return self._lifecycle.state
+
+    async def start(self) -> None:
+        """
+        Listen, and begin to warm the model up.
+
+        Raises:
+            ConfigError: If an address cannot be listened on, or a certificate cannot be used.
+        """
+        await self._lifecycle.begin()
+        settings = self._settings
+        self._port = self._bind()
+        try:
+            if settings.metrics_port is not None:
+                registry, host = self._metrics.registry, settings.metrics_host
+                self._page = MetricsPage(registry, host=host, port=settings.metrics_port)
+            await self._server.start()
+        except BaseException:
+            await self.stop(0)
+            raise
+        self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._watch_engine())]
+        self._log.info(
+            "server.listening",
+            host=settings.host,
+            port=self._port,
+            metrics_port=self.metrics_port,
+            tls=settings.has_tls,
+            mutual_tls=settings.tls_client_ca is not None,
+            model=self._served.model.name,
+        )
+
+    async def wait_ready(self) -> None:
+        """
+        Wait until requests are taken.
+
+        Raises:
+            EngineFailed: If the model did not produce its first token.
+            NotReady: If the server is stopping.
+        """
+        await self._lifecycle.wait_ready()
+
+    async def stop(self, grace_s: float) -> None:
+        """
+        Refuse new requests, let running answers finish, then close. Calling it again waits for the same end.
+
+        Args:
+            grace_s: How long running answers may take; those that need longer end with what they have and the
+                reason CANCELLED.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace_s))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace_s: float) -> None:
+        self._log.info("server.draining", active=self._lifecycle.num_active, grace_s=grace_s)
+        await self._lifecycle.enter(ServerState.DRAINING)
+        is_idle = await self._lifecycle.wait_idle(grace_s)
+        if not is_idle:
+            self._lifecycle.stop_all(self._served.generator)
+            is_idle = await self._lifecycle.wait_idle(LAST_MESSAGES_S)
+        # Short, because an idle health watcher would use up any grace given here.
+        await self._server.stop(0.2)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)
+        self._log.info("server.stopped", finished_all=is_idle)
+
+    def _add_services(self) -> None:
+        served, lifecycle = self._served, self._lifecycle
+        generation = GenerationHandler(
+            served.generator,
+            served.model,
+            lifecycle,
+            self._metrics,
+            max_duration_s=self._settings.max_duration_s,
+        )
+        model = ModelHandler((served.model,), lifecycle, served.generator.defaults)
+        device = DeviceHandler(
+            served.device,
+            served.plan,
+            served.engine.stats,
+            served.probe_live,
+            lifecycle,
+            server_version=_version(),
+        )
+        generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(generation, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, self._server)
+        device_service_pb2_grpc.add_DeviceServiceServicer_to_server(device, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(lifecycle.health, self._server)
+        if self._settings.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    def _bind(self) -> int:
+        address = self._settings.address
+        try:
+            if self._settings.has_tls:
+                port = self._server.add_secure_port(address, server_credentials(self._settings))
+            else:
+                port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"{address} cannot be listened on; choose another host or port ({error})") from error
+        if port == 0:
+            raise ConfigError(f"{address} cannot be listened on; choose another host or port")
+        return port
+
+    async def _warm_up(self) -> None:
+        """Produce one token, so that READY is a fact and not a hope."""
+        try:
+            await self._first_token()
+        except EdgephiError as error:
+            self._log.error("server.warm_up_failed", exc_info=error)
+            await self._lifecycle.enter(ServerState.FAILED)
+        else:
+            await self._lifecycle.enter(ServerState.READY)
+            self._log.info("server.ready", model=self._served.model.name)
+
+    async def _first_token(self) -> None:
+        generator = self._served.generator
+        loop = asyncio.get_running_loop()
+        final: asyncio.Future[Final] = loop.create_future()
+
+        def sink(event: GenerationEvent) -> None:
+            if isinstance(event, Final):
+                loop.call_soon_threadsafe(functools.partial(_resolve, final, event))
+
+        prompt = await asyncio.to_thread(generator.completion_prompt, "1")
+        sampling = SamplingParams(temperature=0.0)
+        request = GenerationRequest(request_id="#warm-up", prompt=prompt, max_tokens=1, sampling=sampling)
+        generator.start(request, sink)
+        try:
+            end = await final
+        finally:
+            generator.cancel(request.request_id)
+        if end.reason is FinishReason.ERROR or end.usage.output_tokens < 1:
+            raise EngineFailed(end.error or f"the first answer ended with {end.reason.value} and no token")
+
+    async def _watch_engine(self) -> None:
+        """Notice an engine thread that has ended: nothing else would, while nobody asks for an answer."""
+        while self._served.engine.is_alive:
+            await asyncio.sleep(ENGINE_CHECK_S)
+        self._log.error("server.engine_ended")
+        await self._lifecycle.enter(ServerState.FAILED)
+
+
+def _resolve(future: asyncio.Future[Final], value: Final) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _version() -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("edgephi")
+    return "unknown"

@@ -1,0 +1,148 @@
+"""
+What is known of one call while it runs, and how behaviour is put around every kind of call.
+
+Owns the record of a call and the wrapping of method handlers. Does not know what is put around them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from edgephi.errors import FieldViolation, InvalidRequest
+
+# grpc's own type is generic in messages that are not known here.
+Context = Any
+Scope = Callable[["Method", Context], contextlib.AbstractAsyncContextManager[None]]
+
+
+class Method(NamedTuple):
+    """A method as it was called: the service's full name, the method's, and which sides stream."""
+
+    service: str
+    name: str
+    kind: str
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """
+    One call; made when it arrives, dropped when it has been logged. Used by the call's own task only.
+
+    Attributes:
+        request_id: The caller's, or one made here.
+        num_sent: Messages sent so far.
+        facts: What its handler adds to the line that is logged at the end; never text of a prompt or an answer.
+    """
+
+    request_id: str
+    num_sent: int = 0
+    facts: dict[str, int | float | str | None] = field(default_factory=dict)
+
+
+# Set anew in each call's task, so no call sees another's.
+_current: ContextVar[CallRecord] = ContextVar("edgephi_call")
+
+
+def current_call() -> CallRecord:
+    """Return the record of the call whose task this is."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def record_call(request_id: str) -> Iterator[CallRecord]:
+    """Make a record that ``current_call`` returns within the block."""
+    call = CallRecord(request_id)
+    token = _current.set(call)
+    try:
+        yield call
+    finally:
+        _current.reset(token)
+
+
+class _Malformed:
+    """Stands for a request whose bytes are not the message they should be."""
+
+
+_MALFORMED = _Malformed()
+
+
+def wrap_handler(handler: Any, path: str, scope: Scope, *, is_innermost: bool) -> Any:
+    """
+    Put a scope around a method handler, whichever sides stream.
+
+    A stream of responses is written from within the scope, so that the scope and every ``finally`` of the handler
+    have run when the call's task ends, whatever ended it.
+
+    Args:
+        handler: grpc.RpcMethodHandler of an asyncio server.
+        path: ``/package.Service/Method``.
+        scope: Called with the method and the call's context; its block holds the whole call.
+        is_innermost: Whether no other scope is within this one. That one checks requests and counts responses.
+    """
+    kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+    service, _, name = path.removeprefix("/").partition("/")
+    method = Method(service, name, kind)
+    behavior = getattr(handler, kind)
+    call = _stream_call if handler.response_streaming else _unary_call
+    check = _checked_stream if handler.request_streaming else _checked
+
+    async def wrapped(request: Any, context: Context) -> Any:
+        async with scope(method, context):
+            if is_innermost:
+                return await call(behavior, check(request), context)
+            return await behavior(request, context)
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    deserialize = handler.request_deserializer
+    return make(
+        wrapped,
+        request_deserializer=_safe(deserialize) if is_innermost else deserialize,
+        response_serializer=handler.response_serializer,
+    )
+
+
+async def _unary_call(behavior: Callable[..., Awaitable[Any]], request: Any, context: Context) -> Any:
+    response = await behavior(request, context)
+    current_call().num_sent += 1
+    return response
+
+
+async def _stream_call(behavior: Callable[..., Any], request: Any, context: Context) -> None:
+    if not inspect.isasyncgenfunction(behavior):
+        await behavior(request, context)
+        return
+    async with contextlib.aclosing(behavior(request, context)) as responses:
+        async for response in responses:
+            await context.write(response)
+            current_call().num_sent += 1
+
+
+def _safe(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Let malformed bytes reach the scope: gRPC would answer them with the name of a Python class."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return parse
+
+
+def _checked(request: Any) -> Any:
+    if request is _MALFORMED:
+        raise InvalidRequest(FieldViolation("request", "the bytes are not a message of this method; use its .proto"))
+    return request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)

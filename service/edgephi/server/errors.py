@@ -1,0 +1,58 @@
+"""
+Ends every call that failed with the status its error has in the table, and lets nothing else through.
+
+Owns what is logged of a failure. The table is ``edgephi.server.status``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from edgephi.server.calls import Context, Method, current_call, wrap_handler
+from edgephi.server.status import answer_of, row_of
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """
+    Maps what a handler raises to a status. Lives as long as its server.
+
+    Args:
+        log: structlog logger for failures that are ours.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        """Wrap the handler of a call; None stays None, which gRPC answers with UNIMPLEMENTED."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        return wrap_handler(handler, details.method, self._scope, is_innermost=True)
+
+    @contextlib.asynccontextmanager
+    async def _scope(self, method: Method, context: Context) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise  # a status was sent already
+        except Exception as error:
+            if context.cancelled() or context.done():
+                # A write to a client that vanished fails with an error of gRPC's own; nobody is left to answer.
+                raise asyncio.CancelledError from error
+            self._report(method, error)
+            answer = answer_of(error, request_id=current_call().request_id)
+            await context.abort(answer.code, answer.message, answer.trailers)
+
+    def _report(self, method: Method, error: Exception) -> None:
+        row = row_of(error)
+        if row.text is not None:  # the client is not told, so the log must be
+            fields = {"request_id": current_call().request_id, "method": method.name, "reason": row.reason}
+            self._log.error("request.failed", exc_info=error, **fields)

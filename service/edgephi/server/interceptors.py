@@ -1,0 +1,98 @@
+"""
+What is seen of every call: its id, one line in the log at its end, and its counters.
+
+Owns the request id and the line ``request.finished``. Knows no message: no text of a prompt or an answer is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from edgephi.server.calls import CallRecord, Context, Method, record_call, wrap_handler
+from edgephi.server.metrics import Metrics
+from edgephi.server.status import REQUEST_ID_KEY
+
+OWN_PACKAGE = "edgephi."
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """
+    The outermost interceptor. Lives as long as its server.
+
+    Args:
+        log: structlog logger.
+        metrics: Where calls are counted.
+    """
+
+    def __init__(self, log: Any, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        """Wrap the handler of a call; None stays None, which gRPC answers with UNIMPLEMENTED."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        return wrap_handler(handler, details.method, self._scope, is_innermost=False)
+
+    @contextlib.asynccontextmanager
+    async def _scope(self, method: Method, context: Context) -> AsyncIterator[None]:
+        started = time.monotonic()
+        code = grpc.StatusCode.OK
+        with record_call(_request_id(context)) as call:
+            # Trailing, never initial: a refusal must stay Trailers-Only, or clients may not retry it.
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            self._metrics.call_started(method)
+            try:
+                yield
+            except asyncio.CancelledError:
+                code = _cancel_code(context)
+                raise
+            except BaseException:
+                code = _sent_code(context)
+                raise
+            finally:
+                self._end(method, call, code, time.monotonic() - started)
+
+    def _end(self, method: Method, call: CallRecord, code: grpc.StatusCode, duration_s: float) -> None:
+        self._metrics.call_ended(method, code, duration_s, num_sent=call.num_sent)
+        # Probes come every few seconds; at info they would drown the rest.
+        write = self._log.info if method.service.startswith(OWN_PACKAGE) else self._log.debug
+        write(
+            "request.finished",
+            request_id=call.request_id,
+            method=method.name,
+            code=code.name,
+            duration_ms=round(duration_s * 1000, 1),
+            **call.facts,
+        )
+
+
+def _request_id(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def _cancel_code(context: Context) -> grpc.StatusCode:
+    remaining_s = context.time_remaining()
+    is_late = remaining_s is not None and remaining_s <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
+
+
+def _sent_code(context: Context) -> grpc.StatusCode:
+    code = context.code()
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN)
