@@ -10,8 +10,9 @@ Source: Abdin et al., Phi-3 Technical Report, arXiv 2404.14219; the layer is a L
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -217,20 +218,24 @@ class _Builder:
                 gate_up = self._linear(normed, weights, f"{at}.mlp.gate_up_proj", t)
                 inner = self._swiglu(gate_up, t)
                 x = self._linear(inner, weights, f"{at}.mlp.down_proj", t, residual=x)
-            last = self._call("take", take_rows(config.hidden_size), [x, logit_rows], [_f32(r, config.hidden_size)])
+            last = self._call(
+                "take", partial(take_rows, config.hidden_size), [x, logit_rows], [_f32(r, config.hidden_size)]
+            )
             normed = self._norm(last, weights["transformer.norm.weight"], r)
             bb.emit_func_output(self._linear(normed, weights, "lm_head", r))
         with bb.function("_metadata", []):
             bb.emit_func_output(StringImm(metadata))
         return bb.finalize()
 
-    def _kernel(self, name: str, build: PrimFunc) -> Expr:
-        """Add a kernel under *name* the first time it is used."""
+    def _kernel(self, name: str, build: Callable[[], PrimFunc]) -> Expr:
+        """Build and add a kernel under *name* the first time it is used."""
         if name not in self._kernels:
-            self._kernels[name] = self._bb.add_func(build.without_attr("global_symbol"), name)
+            self._kernels[name] = self._bb.add_func(build().without_attr("global_symbol"), name)
         return self._kernels[name]
 
-    def _call(self, name: str, kernel: PrimFunc, args: Sequence[Expr], out: list[relax.TensorType]) -> Expr:
+    def _call(
+        self, name: str, kernel: Callable[[], PrimFunc], args: Sequence[Expr], out: list[relax.TensorType]
+    ) -> Expr:
         return self._bb.emit(relax.call_tir(self._kernel(name, kernel), list(args), out if len(out) > 1 else out[0]))
 
     def _activation_types(self, rows: Expr, width: int) -> list[relax.TensorType]:
@@ -246,19 +251,19 @@ class _Builder:
 
     def _embed(self, tokens: Expr, weights: dict[str, Expr], t: Expr) -> Expr:
         config = self._config
-        kernel = embed(config.vocab_size, config.hidden_size, self._options.scale_dtype)
+        kernel = partial(embed, config.vocab_size, config.hidden_size, self._options.scale_dtype)
         args = [tokens, weights["transformer.embd.q_weight"], weights["transformer.embd.q_scale"]]
         return self._call("embed", kernel, args, [_f32(t, config.hidden_size)])
 
     def _angles(self, positions: Expr, inverse_frequency: Expr, t: Expr) -> tuple[Expr, Expr]:
         half = self._config.head_dim // 2
-        kernel = rope_angles(half, attention_scale(self._config))
+        kernel = partial(rope_angles, half, attention_scale(self._config))
         both = self._call("rope_angles", kernel, [positions, inverse_frequency], [_f32(t, half), _f32(t, half)])
         return self._bb.emit(relax.TupleGetItem(both, 0)), self._bb.emit(relax.TupleGetItem(both, 1))
 
     def _norm(self, x: Expr, weight: Expr, rows: Expr) -> list[Expr]:
         hidden = self._config.hidden_size
-        kernel = rms_norm(hidden, self._config.rms_norm_eps, self._options.activations)
+        kernel = partial(rms_norm, hidden, self._config.rms_norm_eps, self._options.activations)
         return self._activations(self._call("rms_norm", kernel, [x, weight], self._activation_types(rows, hidden)))
 
     def _linear(
@@ -266,8 +271,8 @@ class _Builder:
     ) -> Expr:
         kind = name.split(".", 3)[-1]
         n, k = linear_shapes(self._config)[kind]
-        kernel = matmul_q4(
-            n, k, self._target.kernel, self._options.scale_dtype, self._options.activations,
+        kernel = partial(
+            matmul_q4, n, k, self._target.kernel, self._options.scale_dtype, self._options.activations,
             residual=residual is not None,
         )  # fmt: skip
         args = [*x, weights[f"{name}.w"], weights[f"{name}.s"], *([] if residual is None else [residual])]
@@ -277,8 +282,8 @@ class _Builder:
         self, qkv: Expr, cos: Expr, sin: Expr, slots: Expr, pages: Expr, pages_type: Expr, layer: int, t: Expr
     ) -> tuple[Expr, Expr]:
         config = self._config
-        kernel = rope_append(
-            num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+        kernel = partial(
+            rope_append, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
             num_layers=config.num_layers, page_size=PAGE_SIZE, kv_dtype=self._options.kv_dtype,
         )  # fmt: skip
         both = self._bb.emit(
@@ -295,8 +300,8 @@ class _Builder:
         self, q: Expr, positions: Expr, row_start: Expr, block_table: Expr, pages: Expr, layer: int, t: Expr
     ) -> list[Expr]:
         config = self._config
-        kernel = attention(
-            num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+        kernel = partial(
+            attention, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
             num_layers=config.num_layers, kv_dtype=self._options.kv_dtype, sliding_window=config.sliding_window,
             activations=self._options.activations,
         )  # fmt: skip
@@ -306,7 +311,7 @@ class _Builder:
 
     def _swiglu(self, gate_up: Expr, t: Expr) -> list[Expr]:
         n = self._config.intermediate_size
-        kernel = swiglu(n, self._options.activations)
+        kernel = partial(swiglu, n, self._options.activations)
         return self._activations(self._call("swiglu", kernel, [gate_up], self._activation_types(t, n)))
 
 

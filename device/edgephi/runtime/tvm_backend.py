@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# Before TVM is imported: without its compiler it starts in half the time and memory. Workers are not pinned, so
-# that two servers, or a server and a test, do not fight for core 0.
-os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
-os.environ.setdefault("TVM_BIND_THREADS", "0")
-
-import tvm
-import tvm_ffi
-from tvm.runtime.vm import VirtualMachine
-
 from edgephi.artifact.bundle import ALIGNMENT, LIBRARY, WEIGHTS, Bundle, PackedTensor, check_digest
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch, I32Array
 from edgephi.errors import BundleInvalid, CpuUnsupported, EngineFailed, InsufficientMemory
 from edgephi.profile.isa import host_arch, host_features
+from edgephi.runtime.tvm_runtime import VirtualMachine, tvm, tvm_ffi
 
 
 class TvmBackend:

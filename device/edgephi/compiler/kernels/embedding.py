@@ -66,5 +66,5 @@ def embed_reference(
     """Return the (t, hidden) float32 rows of *tokens*, each value ``(code - 7) * scale``."""
     shifts = np.arange(8, dtype=np.uint32) * 4
     codes = (table[tokens][:, :, None] >> shifts) & 15
-    values = codes.reshape(len(tokens), -1).astype(np.float32) - ZERO_POINT
+    values = codes.reshape(len(tokens), table.shape[1] * 8).astype(np.float32) - ZERO_POINT
     return (values * np.repeat(scale[tokens].astype(np.float32), 32, axis=1)).astype(np.float32)
