@@ -186,6 +186,18 @@ def test_a_long_prompt_never_stalls_a_stream(make_request: MakeRequest) -> None:
     assert all(len(batch.tokens) <= 9 for batch in backend.batches)
 
 
+def test_a_prompt_goes_slower_beside_a_stream(make_request: MakeRequest) -> None:
+    """A prompt is computed in chunks of mixed_chunk_tokens while a stream decodes, and in larger ones alone."""
+    engine = Engine(RecordingBackend(), EngineConfig(prefill_chunk_tokens=16, mixed_chunk_tokens=4))
+    engine.submit(make_request("stream", max_tokens=3))
+    engine.step()
+    engine.submit(make_request("long", prompt=tuple(range(40)), max_tokens=2))
+    chunks: list[int] = []
+    while not chunks or chunks[-1] < 40:
+        chunks += [e.done_tokens for e in engine.step() if isinstance(e, PrefillProgress)]
+    assert chunks == [4, 8, 24, 40], "two steps beside the stream's last two tokens, then alone"
+
+
 def test_rows_never_exceed_the_backend_s_batch(make_request: MakeRequest, run_to_end: RunToEnd) -> None:
     """A chunk shrinks to what the decodes leave of the batch."""
     backend = RecordingBackend(max_batch_tokens=5)

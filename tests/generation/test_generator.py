@@ -46,7 +46,13 @@ class Rig:
 
 @contextlib.contextmanager
 def running(
-    tokenizer: Tokenizer, script: list[int], *, max_running: int = 4, max_waiting: int = 4, **options: Any
+    tokenizer: Tokenizer,
+    script: list[int],
+    *,
+    max_running: int = 4,
+    max_waiting: int = 4,
+    default_max_tokens: int | None = None,
+    **options: Any,
 ) -> Iterator[Rig]:
     """An engine whose every answer is the script and then <|end|>."""
     backend = FakeBackend(
@@ -64,6 +70,7 @@ def running(
             context_tokens=CONTEXT_TOKENS,
             eos_token_ids=frozenset({tokenizer.special_id("<|end|>")}),
             defaults=SamplingParams(temperature=0.0),
+            default_max_tokens=default_max_tokens,
         )
         prompt = generator.chat_prompt([Message(Role.USER, "Where does the robot go?")])
         yield Rig(generator, loop, backend, prompt)
@@ -162,6 +169,16 @@ def test_max_tokens_unset_fills_the_context(tokenizer: Tokenizer) -> None:
 
     assert final.reason is FinishReason.LENGTH
     assert final.usage.prompt_tokens + final.usage.output_tokens == CONTEXT_TOKENS
+
+
+def test_the_default_length_holds_where_none_is_named(tokenizer: Tokenizer) -> None:
+    """default_max_tokens ends an answer that names no limit, and not one that names a larger one."""
+    with running(tokenizer, tokenizer.encode("robot") * CONTEXT_TOKENS, default_max_tokens=5) as rig:
+        _, unnamed = rig.run(rig.request())
+        _, named = rig.run(rig.request(max_tokens=7))
+
+    assert (unnamed.reason, unnamed.usage.output_tokens) == (FinishReason.LENGTH, 5)
+    assert (named.reason, named.usage.output_tokens) == (FinishReason.LENGTH, 7)
 
 
 def test_a_continued_text_keeps_its_space(tokenizer: Tokenizer) -> None:

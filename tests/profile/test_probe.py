@@ -303,7 +303,15 @@ def test_this_machine_can_be_probed() -> None:
 
 def test_a_plan_claims_nothing_by_itself() -> None:
     """A plan made of flags is STATIC and predicts nothing."""
-    plan = Plan(context_tokens=4096, max_running=2, prefill_chunk_tokens=64, page_tokens=16, num_pages=512)
+    plan = Plan(
+        context_tokens=4096,
+        max_running=2,
+        prefill_chunk_tokens=64,
+        mixed_chunk_tokens=16,
+        default_max_tokens=2048,
+        page_tokens=16,
+        num_pages=512,
+    )
     assert plan.kind is PlanKind.STATIC
     assert (plan.predicted, plan.meets_floor, plan.binding_limit, plan.remedies) == (None, None, None, ())
     assert plan.memory.weights_bytes is None

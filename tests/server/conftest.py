@@ -185,6 +185,8 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
                     context_tokens=core.context_tokens,
                     max_running=max_running,
                     prefill_chunk_tokens=16,
+                    mixed_chunk_tokens=8,
+                    default_max_tokens=256,
                     page_tokens=8,
                     num_pages=128,
                     memory=PlanMemory(kv_bytes=4096),

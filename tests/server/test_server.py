@@ -177,6 +177,7 @@ async def test_device_and_plan_tell_what_is_known_and_no_more(serve: Any, device
         plan = (await stub.GetPlan(device_service_pb2.GetPlanRequest())).plan
         assert plan.kind == device_pb2.PLAN_KIND_STATIC
         assert (plan.context_tokens, plan.max_running, plan.num_pages, plan.page_tokens) == (512, 4, 128, 8)
+        assert (plan.prefill_chunk_tokens, plan.mixed_chunk_tokens, plan.default_max_tokens) == (16, 8, 256)
         assert plan.memory.kv_bytes == 4096
         present = {field.name for field, _ in plan.ListFields()}
         assert present.isdisjoint({"predicted", "meets_floor", "floor_tokens_per_second", "num_threads", "remedies"})

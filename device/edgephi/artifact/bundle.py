@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from edgephi.errors import BundleInvalid
 
@@ -227,9 +229,16 @@ def check_digest(path: Path, expected: FileDigest) -> None:
 def _check_parameters(path: Path, parameters: Iterable[PackedTensor], file_bytes: int) -> None:
     end = HEADER_BYTES
     for tensor in parameters:
-        if tensor.offset % ALIGNMENT or tensor.offset < end or tensor.offset + tensor.nbytes > file_bytes:
+        try:
+            wanted = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+        except TypeError:
             raise BundleInvalid(
-                f"{path}: parameter {tensor.name} at {tensor.offset} with {tensor.nbytes} bytes does not fit; "
-                "compile the model again"
+                f"{path}: parameter {tensor.name} has an unknown type {tensor.dtype!r}; compile the model again"
+            ) from None
+        fits = tensor.offset % ALIGNMENT == 0 and end <= tensor.offset <= file_bytes - tensor.nbytes
+        if not fits or tensor.nbytes != wanted:
+            raise BundleInvalid(
+                f"{path}: parameter {tensor.name} at {tensor.offset} with {tensor.nbytes} bytes for {tensor.dtype} "
+                f"{list(tensor.shape)} does not fit a file of {file_bytes} bytes; compile the model again"
             )
         end = tensor.offset + tensor.nbytes

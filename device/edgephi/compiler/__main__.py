@@ -2,7 +2,8 @@
 ``python -m edgephi.compiler MODEL OUT OPTIONS``: compile one model; how other processes reach the compiler.
 
 OPTIONS is ``artifact.bundle.BundleOptions`` as JSON. Progress goes to standard output, a JSON array
-``[label, done_bytes, total_bytes]`` a line; an error is one line on standard error and exit status 1.
+``[label, done_bytes, total_bytes]`` a line; an error is an object ``{"error": class, "message": text}`` as the last
+line and exit status 1.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     try:
         compile_model(Path(model), Path(out), msgspec.json.decode(options, type=BundleOptions), report)
     except EdgephiError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
         return 1
     return 0
 

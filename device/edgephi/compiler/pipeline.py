@@ -9,6 +9,7 @@ From a model folder to a bundle: the contents page of the compiler.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -45,12 +46,13 @@ from edgephi.compiler.kernels.matmul_q4 import pack
 from edgephi.compiler.link import link_library
 from edgephi.compiler.phi3 import GraphOptions, Parameter, build_module, inverse_frequency, parameters
 from edgephi.compiler.targets import CompileTarget, compile_target
-from edgephi.errors import ModelInvalid, UnsupportedModel
+from edgephi.errors import ConfigError, ModelInvalid, UnsupportedModel
 from edgephi.profile.isa import ISA_LEVELS, host_arch
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, what is done and the total, in bytes."""
 
+_MAX_RENAMES = 100  # ends only if as many processes keep putting bundles in the same place
 _SCALE_DTYPES = {"q4f16_1": "float16", "q4f16_0": "float16", "q4f32_1": "float32"}
 
 
@@ -68,11 +70,13 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
         UnsupportedModel: If the kernels cannot run a model of this shape or quantization.
         ModelInvalid: If a weight is missing or of the wrong shape.
         CompileFailed: If the level is unknown or linking failed.
+        ConfigError: If another option has a value that is not known.
     """
     target = compile_target(options.level)
     level = ISA_LEVELS[options.level]
     config = load_config(model_dir)
     scale_dtype = _scale_dtype(model_dir, config)
+    _check_options(options)
     graph = GraphOptions(
         activations=Activations(options.activations),
         kv_dtype=options.kv_dtype,
@@ -186,6 +190,17 @@ def _packed_arrays(
             yield name, np.ascontiguousarray(store.get(name).astype(np.float32))
 
 
+def _check_options(options: BundleOptions) -> None:
+    for name, value, known in (
+        ("activations", options.activations, [kind.value for kind in Activations]),
+        ("kv_dtype", options.kv_dtype, ["float16", "float32"]),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(known)}")
+    if options.max_batch_tokens < 1:
+        raise ConfigError(f"max_batch_tokens is {options.max_batch_tokens}; must be at least 1")
+
+
 def _scale_dtype(model_dir: Path, config: ModelConfig) -> str:
     try:
         return _SCALE_DTYPES[config.quantization or ""]
@@ -209,10 +224,13 @@ def _pad(file: BinaryIO) -> int:
 def _replace_folder(work: Path, out: Path) -> None:
     """Put *work* where *out* is or will be; a process that has the old files mapped keeps them."""
     work.chmod(0o755)
-    if out.exists():
+    for _ in range(_MAX_RENAMES):
+        with contextlib.suppress(OSError):  # a folder with files in it cannot be renamed over
+            work.rename(out)
+            return
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-        out.rename(old / out.name)
-        work.rename(out)
+        # Another process that puts its bundle here at the same time may have moved the old one already.
+        with contextlib.suppress(FileNotFoundError):
+            out.rename(old / out.name)
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        work.rename(out)
+    work.rename(out)

@@ -44,19 +44,23 @@ class EngineConfig:
     Attributes:
         max_running: Most requests that own pages and take part in a step, at least 1.
         max_waiting: Most requests accepted beyond ``max_running``; 0 refuses what cannot have a place of its own.
-        prefill_chunk_tokens: Most prompt tokens in one step, at least 1. Less means smoother streams beside a long
-            prompt, more means a sooner first token.
+        prefill_chunk_tokens: Most prompt tokens in a step of their own, at least 1. More means a sooner first token,
+            less means a sooner answer to a cancel.
+        mixed_chunk_tokens: Most prompt tokens in a step that other requests decode in, at least 1. A step takes
+            longer by each of them, so this bounds the gap that a long prompt makes in a running stream.
     """
 
     max_running: int = 4
     max_waiting: int = 32
     prefill_chunk_tokens: int = 64
+    mixed_chunk_tokens: int = 16
 
     def __post_init__(self) -> None:
         for name, value, low in (
             ("max_running", self.max_running, 1),
             ("max_waiting", self.max_waiting, 0),
             ("prefill_chunk_tokens", self.prefill_chunk_tokens, 1),
+            ("mixed_chunk_tokens", self.mixed_chunk_tokens, 1),
         ):
             if value < low:
                 raise ConfigError(f"{name} is {value}; must be at least {low}")
@@ -116,6 +120,7 @@ class Engine:
             max_running=config.max_running,
             max_batch_tokens=self.spec.max_batch_tokens,
             prefill_chunk_tokens=config.prefill_chunk_tokens,
+            mixed_chunk_tokens=config.mixed_chunk_tokens,
         )
         self._sequences: dict[RequestId, SequenceState] = {}
         self._mean_service_s: float | None = None

@@ -9,7 +9,8 @@ schedule -> run -> commit:
                         |        one chunk of prefill of the one request that is prefilling
                         every running decode, one row each
 
-so a long prompt delays a running stream by the time of one chunk at most, and never skips its turn.
+so a long prompt delays a running stream by the time of one chunk at most, and never skips its turn. Beside decodes
+the chunk is smaller, because a stream waits for it; alone it is larger, because only its own first token does.
 """
 
 from __future__ import annotations
@@ -32,13 +33,23 @@ class Scheduler:
     which also lets it share that prompt's pages.
     """
 
-    def __init__(self, pool: PagePool, *, max_running: int, max_batch_tokens: int, prefill_chunk_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_running: int,
+        max_batch_tokens: int,
+        prefill_chunk_tokens: int,
+        mixed_chunk_tokens: int,
+    ) -> None:
         assert max_batch_tokens >= max_running > 0, "a decode would be left out of a step"
         assert prefill_chunk_tokens > 0
+        assert mixed_chunk_tokens > 0
         self._pool = pool
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._mixed_chunk_tokens = min(mixed_chunk_tokens, prefill_chunk_tokens)
         self._waiting: deque[SequenceState] = deque()
         self._running: list[SequenceState] = []  # in order of admission
 
@@ -81,7 +92,8 @@ class Scheduler:
         ]
         if prefilling is not None:
             remaining = prefilling.prompt_len - prefilling.num_computed
-            chunk = min(remaining, self._prefill_chunk_tokens, self._max_batch_tokens - len(scheduled))
+            bound = self._mixed_chunk_tokens if scheduled else self._prefill_chunk_tokens
+            chunk = min(remaining, bound, self._max_batch_tokens - len(scheduled))
             scheduled.append(ScheduledRows(prefilling, chunk, is_prefill=True, wants_logits=chunk == remaining))
         assert scheduled or not self._waiting, "a waiting request that fits an empty pool was not admitted"
         return tuple(scheduled)

@@ -56,6 +56,8 @@ class Generator:
         context_tokens: Longest prompt and answer together.
         eos_token_ids: Tokens that end an answer (Phi-3: 32000, 32001, 32007).
         defaults: The model's sampling, for requests that name none.
+        default_max_tokens: Longest answer of a request that names no ``max_tokens``, since pages for all of it are
+            reserved; None for all that fit the context.
 
     Attributes:
         tokenizer: The model's.
@@ -71,10 +73,12 @@ class Generator:
         context_tokens: int,
         eos_token_ids: frozenset[int],
         defaults: SamplingParams,
+        default_max_tokens: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
         self.defaults = defaults
+        self._default_max_tokens = default_max_tokens if default_max_tokens is not None else context_tokens
         self._loop = loop
         self._eos_token_ids = eos_token_ids
 
@@ -207,11 +211,11 @@ class Generator:
         if not request.request_id:
             found.append(FieldViolation("request_id", "is empty; send an id that is unique among live requests"))
         room = self.context_tokens - len(request.prompt)
-        max_tokens = request.max_tokens if request.max_tokens is not None else max(room, 1)
+        max_tokens = (
+            request.max_tokens if request.max_tokens is not None else max(min(room, self._default_max_tokens), 1)
+        )
         if max_tokens < 1:
-            found.append(
-                FieldViolation("max_tokens", f"is {max_tokens}; must be at least 1, or unset for all that fit")
-            )
+            found.append(FieldViolation("max_tokens", f"is {max_tokens}; must be at least 1, or unset for the default"))
         elif max_tokens > room:
             too_long = PromptTooLong(
                 prompt_tokens=len(request.prompt), max_tokens=max_tokens, context_tokens=self.context_tokens

@@ -93,6 +93,8 @@ class Plan:
         context_tokens: Most tokens of prompt and answer together in one request.
         max_running: Most requests that run at once.
         prefill_chunk_tokens: Most prompt tokens computed in one step.
+        mixed_chunk_tokens: Most prompt tokens in a step that other requests decode in.
+        default_max_tokens: Longest answer of a request that names no limit.
         page_tokens: Tokens per page of keys and values.
         num_pages: Pages in the pool.
         kind: Where the numbers come from.
@@ -110,6 +112,8 @@ class Plan:
     context_tokens: int
     max_running: int
     prefill_chunk_tokens: int
+    mixed_chunk_tokens: int
+    default_max_tokens: int
     page_tokens: int
     num_pages: int
     kind: PlanKind = PlanKind.STATIC

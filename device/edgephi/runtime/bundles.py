@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import platformdirs
 
-from edgephi.artifact.bundle import BUNDLE_JSON, Bundle, BundleOptions, read_bundle
+from edgephi.artifact.bundle import BUNDLE_JSON, Bundle, BundleOptions, fingerprint, read_bundle
 from edgephi.artifact.digest import compiler_digest, model_digest
-from edgephi.errors import BundleInvalid, CompileFailed
+from edgephi.errors import (
+    BundleInvalid,
+    CompileFailed,
+    ConfigError,
+    EdgephiError,
+    IntegrityError,
+    ModelInvalid,
+    ModelNotFound,
+    UnsupportedModel,
+)
 from edgephi.profile.isa import best_level, host_arch, host_features
 
 Progress = Callable[[str, int, int], None]
+
+# What `python -m edgephi.compiler` may answer, by the name it answers with.
+_COMPILER_ERRORS: Mapping[str, Callable[[str], EdgephiError]] = MappingProxyType(
+    {
+        kind.__name__: kind
+        for kind in (CompileFailed, ConfigError, IntegrityError, ModelInvalid, ModelNotFound, UnsupportedModel)
+    }
+)
 
 
 def host_options(level: str | None = None, activations: str = "int8", kv_dtype: str = "float16") -> BundleOptions:
@@ -39,15 +60,15 @@ def host_options(level: str | None = None, activations: str = "int8", kv_dtype: 
 
 def bundle_folder(model_dir: Path, options: BundleOptions) -> Path:
     """
-    Return where the bundle of a model lives: ``build/<level>`` in the model's folder.
+    Return where the bundle of a model lives or will: ``build/<level>`` in the model's folder.
 
     A folder inside installed code or one that cannot be written has its bundle in the user's cache instead, under
-    a name made of the model's digest.
+    a name made of the model's digest, unless an up-to-date one came with it.
     """
     beside = model_dir / "build" / options.folder_name
     inside_package = any(parent.name in ("site-packages", "dist-packages") for parent in model_dir.resolve().parents)
     packaged = inside_package or _package_root() in model_dir.resolve().parents
-    if (beside / BUNDLE_JSON).is_file() or (not packaged and os.access(model_dir, os.W_OK)):
+    if (not packaged and os.access(model_dir, os.W_OK)) or _read_current(beside, model_dir, options) is not None:
         return beside
     name = f"{model_dir.resolve().parent.name}-{model_digest(model_dir)[:16]}"
     return Path(platformdirs.user_cache_dir("edgephi")) / "build" / name / options.folder_name
@@ -61,13 +82,8 @@ def current_bundle(model_dir: Path, options: BundleOptions) -> tuple[Path, Bundl
     here; where none is installed, by any.
     """
     folder = bundle_folder(model_dir, options)
-    try:
-        bundle = read_bundle(folder)
-    except BundleInvalid:
-        return None
-    compiler = compiler_digest()
-    stale = bundle.model_digest != model_digest(model_dir) or compiler not in (None, bundle.compiler_digest)
-    return None if stale else (folder, bundle)
+    bundle = _read_current(folder, model_dir, options)
+    return None if bundle is None else (folder, bundle)
 
 
 def ensure_bundle(model_dir: Path, options: BundleOptions, progress: Progress | None = None) -> tuple[Path, Bundle]:
@@ -83,20 +99,54 @@ def ensure_bundle(model_dir: Path, options: BundleOptions, progress: Progress | 
 
     Raises:
         CompileFailed: If compiling failed, with the compiler's message, or no compiler is installed.
-        ModelInvalid: If the model's files cannot be read.
-        BundleInvalid: If what the compiler left cannot be read.
+        ModelNotFound: If the folder has no weights.
+        ModelInvalid: If the model's files cannot be read, UnsupportedModel if they are of a kind that is not run.
+        ConfigError: If an option has a value that the compiler does not know.
+        BundleInvalid: If what the compiler left, or what came without one, cannot be read.
     """
     found = current_bundle(model_dir, options)
     if found is not None:
         return found
+    folder = bundle_folder(model_dir, options)
     if importlib.util.find_spec("edgephi.compiler") is None:
+        if (folder / BUNDLE_JSON).is_file():
+            read_bundle(folder)  # says what is wrong with it, if anything but its age is
         raise CompileFailed(
-            f"{model_dir} has no bundle for {options.level} and no compiler is installed here; run "
+            f"{model_dir} has no up-to-date bundle for {options.level} and no compiler is installed here; run "
             f"`edgephi model compile --target {options.level}` on a machine that has it and copy the build folder"
         )
-    folder = bundle_folder(model_dir, options)
-    _run_compiler(model_dir, folder, options, progress)
-    return folder, read_bundle(folder)
+    with _one_at_a_time(folder):
+        found = current_bundle(model_dir, options)  # another process may have made it meanwhile
+        if found is None:
+            _run_compiler(model_dir, folder, options, progress)
+            found = folder, read_bundle(folder)
+    return found
+
+
+def _read_current(folder: Path, model_dir: Path, options: BundleOptions) -> Bundle | None:
+    """Return a folder's bundle if it is up to date."""
+    try:
+        bundle = read_bundle(folder)
+    except BundleInvalid:
+        return None
+    wanted = fingerprint(model_digest(model_dir), options, bundle.compiler_digest)
+    is_current = bundle.fingerprint == wanted and compiler_digest() in (None, bundle.compiler_digest)
+    return bundle if is_current else None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock beside *folder*: a board has no memory for two compilers, and one bundle is enough."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise CompileFailed(f"{folder.parent} cannot be written ({error.strerror}); free space or permit it") from error
+    with lock:
+        # Where a file system has no locks two compilers may run; each still puts a whole bundle in place.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run_compiler(model_dir: Path, out: Path, options: BundleOptions, progress: Progress | None) -> None:
@@ -109,19 +159,32 @@ def _run_compiler(model_dir: Path, out: Path, options: BundleOptions, progress: 
         str(out),
         msgspec.json.encode(options).decode(),
     ]
-    with subprocess.Popen(  # noqa: S603 - our own module
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    failure: dict[str, str] | None = None
+    # Standard error goes to a file: a pipe that nobody reads would stop the compiler once it is full.
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(  # noqa: S603 - our own module
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
         for line in process.stdout:
-            if progress is not None:
-                label, done, total = json.loads(line)
-                progress(label, done, total)
-        errors = process.stderr.read()
+            report = json.loads(line)
+            if isinstance(report, dict):
+                failure = report
+            elif progress is not None:
+                progress(*report)
+        process.wait()
+        errors.seek(0)
+        trace = errors.read().strip()
+    if failure is not None:
+        raise _COMPILER_ERRORS.get(failure["error"], CompileFailed)(failure["message"])
     if process.returncode:
-        message = errors.strip().splitlines()[-1] if errors.strip() else f"status {process.returncode}"
-        raise CompileFailed(f"compiling {model_dir} for {options.level} failed: {message}")
+        last = trace.splitlines()[-1] if trace else "it printed nothing"
+        raise CompileFailed(
+            f"compiling {model_dir} for {options.level} ended with status {process.returncode} ({last}); "
+            "a negative status is a signal, -9 usually too little memory"
+        )
 
 
 def _package_root() -> Path:

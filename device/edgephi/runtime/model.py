@@ -14,7 +14,7 @@ import numpy as np
 from edgephi.artifact.bundle import Bundle, BundleOptions
 from edgephi.artifact.config import ModelConfig, load_config
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch
-from edgephi.errors import FieldViolation, InsufficientMemory, InvalidRequest, PromptTooLong
+from edgephi.errors import ConfigError, FieldViolation, InsufficientMemory, InvalidRequest, PromptTooLong
 from edgephi.profile.cgroup import read_limits
 from edgephi.profile.probe import read_memory
 from edgephi.runtime.bundles import Progress, ensure_bundle, host_options
@@ -86,10 +86,11 @@ class LoadedModel:
             PromptTooLong: If there are more tokens than fit.
         """
         spec = self.backend.spec
-        tokens = np.asarray(token_ids, dtype=np.int64)
+        given = np.asarray(token_ids)
         capacity = min(spec.max_context_tokens, spec.num_pages * spec.page_size)
-        if tokens.ndim != 1 or tokens.size == 0:
+        if given.ndim != 1 or given.size == 0 or given.dtype.kind not in "iu":
             raise InvalidRequest(FieldViolation("token_ids", "must be a non-empty sequence of token ids"))
+        tokens = given.astype(np.int64)
         if tokens.size > capacity:
             raise PromptTooLong(prompt_tokens=int(tokens.size), max_tokens=0, context_tokens=capacity)
         outside = tokens[(tokens < 0) | (tokens >= spec.vocab_size)]
@@ -135,6 +136,7 @@ def load_model(
         progress: Called with a label, bytes done and bytes in all while compiling.
 
     Raises:
+        ConfigError: If an option is out of bounds.
         ModelNotFound: If the folder holds no model.
         ModelInvalid: If its files cannot be read, UnsupportedModel if it is not one we run.
         CompileFailed: If it had to be compiled and that failed.
@@ -142,6 +144,9 @@ def load_model(
         InsufficientMemory: If weights and pages exceed the memory that is free.
     """
     options = options or RuntimeOptions()
+    for name, value in (("kv_tokens", options.kv_tokens), ("threads", options.threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; must be at least 1")
     model_dir = Path(path)
     config = load_config(model_dir)
     folder, bundle = ensure_bundle(model_dir, options.bundle_options(), progress)

@@ -373,6 +373,8 @@ class Plan(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    MIXED_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     KV_DTYPE_FIELD_NUMBER: _builtins.int
     PAGE_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_PAGES_FIELD_NUMBER: _builtins.int
@@ -392,6 +394,12 @@ class Plan(_message.Message):
     """Most requests that run at once; at least 1."""
     prefill_chunk_tokens: _builtins.int
     """Most prompt tokens computed in one step; at least 1."""
+    mixed_chunk_tokens: _builtins.int
+    """Most prompt tokens in a step that other requests decode in; at least 1. It bounds the gap a long prompt makes
+    in a running stream.
+    """
+    default_max_tokens: _builtins.int
+    """Longest answer of a request that names no max_tokens, since pages for all of it are reserved; at least 1."""
     kv_dtype: Global___KvDtype.ValueType
     """Element type of the stored keys and values."""
     page_tokens: _builtins.int
@@ -429,6 +437,8 @@ class Plan(_message.Message):
         context_tokens: _builtins.int = ...,
         max_running: _builtins.int = ...,
         prefill_chunk_tokens: _builtins.int = ...,
+        mixed_chunk_tokens: _builtins.int = ...,
+        default_max_tokens: _builtins.int = ...,
         kv_dtype: Global___KvDtype.ValueType = ...,
         page_tokens: _builtins.int = ...,
         num_pages: _builtins.int = ...,
@@ -443,7 +453,7 @@ class Plan(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second", "_meets_floor", b"_meets_floor", "_num_threads", b"_num_threads", "floor_tokens_per_second", b"floor_tokens_per_second", "meets_floor", b"meets_floor", "memory", b"memory", "num_threads", b"num_threads", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second", "_meets_floor", b"_meets_floor", "_num_threads", b"_num_threads", "binding_limit", b"binding_limit", "context_tokens", b"context_tokens", "cpus", b"cpus", "floor_tokens_per_second", b"floor_tokens_per_second", "kind", b"kind", "kv_dtype", b"kv_dtype", "max_running", b"max_running", "meets_floor", b"meets_floor", "memory", b"memory", "num_pages", b"num_pages", "num_threads", b"num_threads", "page_tokens", b"page_tokens", "predicted", b"predicted", "prefill_chunk_tokens", b"prefill_chunk_tokens", "remedies", b"remedies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second", "_meets_floor", b"_meets_floor", "_num_threads", b"_num_threads", "binding_limit", b"binding_limit", "context_tokens", b"context_tokens", "cpus", b"cpus", "default_max_tokens", b"default_max_tokens", "floor_tokens_per_second", b"floor_tokens_per_second", "kind", b"kind", "kv_dtype", b"kv_dtype", "max_running", b"max_running", "meets_floor", b"meets_floor", "memory", b"memory", "mixed_chunk_tokens", b"mixed_chunk_tokens", "num_pages", b"num_pages", "num_threads", b"num_threads", "page_tokens", b"page_tokens", "predicted", b"predicted", "prefill_chunk_tokens", b"prefill_chunk_tokens", "remedies", b"remedies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__floor_tokens_per_second: _TypeAlias = _typing.Literal["floor_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__floor_tokens_per_second: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second"]  # noqa: Y015

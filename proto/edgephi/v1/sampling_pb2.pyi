@@ -66,7 +66,7 @@ class SamplingParams(_message.Message):
     """
     max_tokens: _builtins.int
     """Most tokens to generate, at least 1; 0 is refused. Prompt and max_tokens together must fit Plan.context_tokens.
-    Absent: as many as fit.
+    Absent: the server's default, a fair share of its pages (Plan.default_max_tokens), or as many as fit if that is less.
     """
     logprobs: _builtins.int
     """Report log-probabilities of each token with this many alternatives, 0 to 20; 0 reports the chosen token only.

@@ -54,7 +54,7 @@ _SAMPLING_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an answer is drawn and what ends it; ``max_tokens`` None takes all that fit."""
+    """How an answer is drawn and what ends it; ``max_tokens`` None takes the server's default."""
 
     sampling: SamplingParams
     max_tokens: int | None
@@ -209,7 +209,7 @@ def _options(message: sampling_pb2.SamplingParams, defaults: SamplingParams) -> 
     max_tokens = message.max_tokens if message.HasField("max_tokens") else None
     found = sampling.violations()
     if max_tokens == 0:
-        found.append(FieldViolation("max_tokens", "is 0; must be at least 1, or absent for all that fit"))
+        found.append(FieldViolation("max_tokens", "is 0; must be at least 1, or absent for the server's default"))
     found += stop_violations(message.stop)
     options = Options(sampling, max_tokens, tuple(message.stop))
     return options, [FieldViolation(f"sampling.{v.field}", v.description) for v in found]

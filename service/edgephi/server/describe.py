@@ -115,6 +115,8 @@ def plan_message(plan: Plan) -> device_pb2.Plan:
         context_tokens=plan.context_tokens,
         max_running=plan.max_running,
         prefill_chunk_tokens=plan.prefill_chunk_tokens,
+        mixed_chunk_tokens=plan.mixed_chunk_tokens,
+        default_max_tokens=plan.default_max_tokens,
         kv_dtype=_KV_DTYPES[plan.kv_dtype],
         page_tokens=plan.page_tokens,
         num_pages=plan.num_pages,

@@ -1,0 +1,12 @@
+"""Keep the tests out of the user's own folders: compiled models go to ``build/``, where the next run finds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_BUILD = Path(__file__).resolve().parents[1] / "build"
+
+# At import, before any test or child process asks where the cache is.
+os.environ["XDG_CACHE_HOME"] = str(_BUILD / "test-cache")
+os.environ["EDGEPHI_MODELS"] = str(_BUILD / "test-models")
