@@ -72,7 +72,7 @@ def test_the_wheel_answers_in_an_empty_environment(wheel: Path, tmp_path: Path) 
 
 def test_the_development_install_is_editable() -> None:
     """The environment the tests run in imports each package from the repository, from all three roots."""
-    code = "import edgephi.v1, edgephi.server, edgephi.engine as e; print(edgephi.v1.__file__, edgephi.server.__file__, e.__file__)"
+    code = "import edgephi.v1 as v, edgephi.server as s, edgephi.engine as e; print(v.__file__, s.__file__, e.__file__)"
     origins = run(sys.executable, "-c", code).split()
 
     assert [str(Path(origin).relative_to(ROOT).parts[0]) for origin in origins] == ["proto", "service", "device"]

@@ -1,0 +1,90 @@
+"""The documents tell the truth: their links lead somewhere, their examples run, their commands exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from edgephi.cli.main import cli
+from edgephi.pocket import model_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md"), *ROOT.glob("tests/**/README.md")]
+)
+
+
+def python_blocks(document: Path) -> list[str]:
+    """The document's Python examples."""
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A server of the pocket model."""
+    command = [sys.executable, "-m", "edgephi.cli.main", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        yield json.loads(server.stdout.readline())["address"]
+        server.terminate()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link of a document names a file that exists."""
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_file_map_is_true() -> None:
+    """Each folder of README's file map exists, and each package has its line."""
+    paths = re.findall(r"^\| `([^`]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    packages = {
+        f"{folder.relative_to(ROOT)}/"
+        for root in ("proto", "service", "device")
+        for folder in (ROOT / root / "edgephi").iterdir()
+        if (folder / "__init__.py").is_file()
+    }
+
+    assert all((ROOT / path).is_dir() for path in paths)
+    assert packages <= set(paths)
+
+
+@pytest.mark.tvm
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_examples_run(document: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each Python example runs as it is written, with this test's server and model in place of the reader's."""
+    for block in python_blocks(document):
+        code = block.replace("127.0.0.1:50051", address).replace("path/to/model", str(model_dir()))
+        exec(compile(code, str(document), "exec"), {})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_exist(document: Path) -> None:
+    """Each `edgephi` command line in a document names a command and options that exist."""
+    for block in re.findall(r"```(?:\w*)\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for line in re.findall(r"^(?:\$ )?(edgephi [^#|&\n]*)", block, flags=re.MULTILINE):
+            assert_command_exists(shlex.split(line)[1:])
+
+
+def assert_command_exists(words: list[str]) -> None:
+    """Walk the command's words through the command tree and look its options up."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, name
+        command = found
+    known = {option for parameter in command.params for option in parameter.opts}
+    for word in words:
+        if word.startswith("--") and word not in ("--help",):
+            assert word.split("=")[0] in known, (command.name, word)
