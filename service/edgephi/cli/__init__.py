@@ -1,0 +1,1 @@
+"""What a person types: the ``edgephi`` command, one file per command, and the composition root they share."""

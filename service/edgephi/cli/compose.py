@@ -1,0 +1,361 @@
+"""
+The composition root: from the name of a model to a generator that answers.
+
+Owns which backend is used, which objects are made and the order in which they are closed. Knows no command line. Every
+heavy import is inside a function, so that ``edgephi --help`` loads neither NumPy nor TVM nor gRPC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from edgephi.errors import ConfigError, InvalidRequest, ModelInvalid, ModelNotFound
+
+if TYPE_CHECKING:
+    from edgephi.artifact.config import ModelConfig
+    from edgephi.engine.backend import Backend
+    from edgephi.engine.loop import EngineLoop
+    from edgephi.engine.request import SamplingParams
+    from edgephi.generation.generator import Generator
+    from edgephi.profile.plan import Plan
+    from edgephi.server.app import Served
+    from edgephi.server.model_info import ModelInfo
+
+POCKET = "pocket"
+"""Name of the model inside the package; it needs no folder and no download."""
+
+FAKE_ANSWER = (
+    "This is the fake engine: no model is loaded and every answer is this one. "
+    "It streams, stops and can be cancelled as a real one does."
+)
+FAKE_STEP_S = 0.02
+FAKE_PAGE_TOKENS = 16
+FAKE_KV_TOKENS = 4096
+_NOT_IN_ID = re.compile(r"[^a-z0-9._-]+")
+
+Progress = Callable[[str, int, int], None]
+"""Called with a label, bytes done and bytes in all while something long runs."""
+
+
+class EngineKind(enum.Enum):
+    """What computes the answers."""
+
+    TVM = "tvm"  # the compiled model
+    FAKE = "fake"  # a fixed text, for trying clients without a model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """
+    What to load and how much to do at once.
+
+    Attributes:
+        model: A model's folder, the name of an installed one, or ``pocket``.
+        engine: What computes.
+        level: Instruction-set level; None for the best this CPU has.
+        kv_tokens: Tokens of keys and values for all requests together; None for the runtime's choice.
+        threads: Threads that compute; None for as many as this process may use.
+        max_running: Most requests at once.
+        prefill_chunk_tokens: Most prompt tokens in a step of their own.
+        mixed_chunk_tokens: Most prompt tokens in a step that other requests decode in.
+        default_max_tokens: Longest answer of a request that names no limit; None for a fair share of ``kv_tokens``.
+    """
+
+    model: str = POCKET
+    engine: EngineKind = EngineKind.TVM
+    level: str | None = None
+    kv_tokens: int | None = None
+    threads: int | None = None
+    max_running: int = 1
+    prefill_chunk_tokens: int = 64
+    mixed_chunk_tokens: int = 16
+    default_max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found: its name for people, and its folder."""
+
+    name: str
+    path: Path
+
+
+def resolve_model(name_or_path: str) -> ModelSource:
+    """
+    Find a model by the name of an installed one, by ``pocket``, or by its folder.
+
+    Raises:
+        ModelNotFound: If there is none; the message lists what is installed.
+        ConfigError: If ``EDGEPHI_MODELS`` is not an absolute path.
+    """
+    from edgephi import pocket
+    from edgephi.artifact.config import MLC_CONFIG
+    from edgephi.artifact.store import find_model
+
+    if name_or_path in (POCKET, pocket.MODEL_NAME):
+        path = pocket.model_dir()
+        if not (path / MLC_CONFIG).is_file():
+            raise ModelNotFound(
+                f"the {POCKET} model is not part of this installation; "
+                "name a model folder, or fetch one with `edgephi model pull phi3-mini-4k`"
+            )
+        return ModelSource(pocket.MODEL_NAME, path)
+    path = find_model(name_or_path)
+    return ModelSource(path.resolve().name, path)
+
+
+class LocalService:
+    """
+    A loaded model with its engine and its generator, in this process.
+
+    Lives from :func:`open_service` to :meth:`close`. Whoever opened it closes it, after everything that uses the
+    generator has stopped.
+
+    Attributes:
+        generator: Answers requests; any thread.
+        loop: The engine, to watch.
+        info: What is said of the model.
+        plan: How much it does at once.
+        threads: Threads that compute; None where nothing is computed.
+        level: Instruction-set level of the compiled model; None for the fake engine.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        loop: EngineLoop,
+        backend: _Closable,
+        *,
+        info: ModelInfo,
+        plan: Plan,
+        threads: int | None,
+        level: str | None,
+    ) -> None:
+        self.generator = generator
+        self.loop = loop
+        self.info = info
+        self.plan = plan
+        self.threads = threads
+        self.level = level
+        self._backend = backend
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of keys and values for all requests together."""
+        return self.plan.num_pages * self.plan.page_tokens
+
+    def served(self) -> Served:
+        """Return what a server needs to know; it must stop before this service is closed."""
+        from edgephi.profile.probe import probe
+        from edgephi.server.app import Served
+
+        return Served(generator=self.generator, engine=self.loop, model=self.info, device=probe(), plan=self.plan)
+
+    def close(self) -> None:
+        """
+        Stop the engine, then release the backend. Calling it again does nothing.
+
+        Raises:
+            EngineFailed: If a forward is stuck; the backend is then left alone, for the forward still uses it.
+        """
+        self.loop.close()
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_service(options: ServiceOptions, *, progress: Progress | None = None) -> LocalService:
+    """
+    Load a model and start its engine; a model that was not compiled for this machine is compiled first.
+
+    Args:
+        options: What to load.
+        progress: Called while the model is compiled.
+
+    Raises:
+        ModelNotFound: If there is no such model.
+        ModelInvalid: If its files cannot be used.
+        CompileFailed: If it had to be compiled and that failed.
+        BundleInvalid: If what was compiled is damaged or needs another CPU.
+        InsufficientMemory: If weights and pages exceed the memory that is free.
+        ConfigError: If an option is out of bounds.
+    """
+    from edgephi.artifact.config import load_config
+    from edgephi.engine.core import Engine, EngineConfig
+    from edgephi.engine.loop import EngineLoop
+    from edgephi.generation.generator import Generator
+    from edgephi.text.tokenizer import Tokenizer
+
+    source = resolve_model(options.model)
+    engine_config = EngineConfig(
+        max_running=options.max_running,
+        prefill_chunk_tokens=options.prefill_chunk_tokens,
+        mixed_chunk_tokens=options.mixed_chunk_tokens,
+    )
+    config = load_config(source.path)
+    tokenizer = Tokenizer.from_model_dir(source.path)
+    defaults = _sampling_defaults(source, config)
+    with contextlib.ExitStack() as on_failure:
+        loaded = (
+            _fake_backend(options, config, tokenizer.encode(FAKE_ANSWER), tokenizer.special_id("<|end|>"))
+            if options.engine is EngineKind.FAKE
+            else _tvm_backend(source, options, progress)
+        )
+        on_failure.callback(loaded.owner.close)
+        engine = Engine(loaded.backend, engine_config)
+        plan = _plan(loaded, options, engine.context_tokens)
+        info = _model_info(source, config, engine.context_tokens, loaded.digest)
+        loop = EngineLoop(engine)
+        on_failure.callback(loop.close)
+        generator = Generator(
+            tokenizer,
+            loop,
+            context_tokens=engine.context_tokens,
+            eos_token_ids=frozenset(config.eos_token_ids),
+            defaults=defaults,
+            default_max_tokens=plan.default_max_tokens,
+        )
+        service = LocalService(
+            generator, loop, loaded.owner, info=info, plan=plan, threads=loaded.threads, level=loaded.level
+        )
+        on_failure.pop_all()
+    return service
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """A backend, who closes it, and what is known of it."""
+
+    backend: Backend
+    owner: _Closable
+    threads: int | None = None
+    level: str | None = None
+    digest: str | None = None
+    kv_dtype: str | None = None
+    weights_bytes: int | None = None
+    kv_bytes: int | None = None
+
+
+def _tvm_backend(source: ModelSource, options: ServiceOptions, progress: Progress | None) -> _Loaded:
+    from edgephi.profile.isa import host_arch, host_features, supported_levels
+    from edgephi.runtime.model import RuntimeOptions, load_model
+
+    if options.level is not None:
+        # Before compiling, which would take its time and then be refused.
+        levels = [level.name for level in supported_levels(host_features(), host_arch())]
+        if options.level not in levels:
+            raise ConfigError(f"target is {options.level!r}; this CPU runs {', '.join(levels) or 'none of the levels'}")
+    runtime = RuntimeOptions(level=options.level, kv_tokens=options.kv_tokens, threads=options.threads)
+    model = load_model(source.path, runtime, progress=progress)
+    return _Loaded(
+        backend=model.backend,
+        owner=model,
+        threads=model.threads,
+        level=model.bundle.level,
+        digest=model.bundle.model_digest,
+        kv_dtype=model.bundle.kv_dtype,
+        weights_bytes=model.bundle.weights.nbytes,
+        kv_bytes=model.backend.kv_bytes,
+    )
+
+
+def _fake_backend(options: ServiceOptions, config: ModelConfig, script: list[int], end_id: int) -> _Loaded:
+    from edgephi.runtime.fake import FakeBackend
+
+    kv_tokens = options.kv_tokens if options.kv_tokens is not None else FAKE_KV_TOKENS
+    backend = FakeBackend(
+        vocab_size=config.vocab_size,
+        page_size=FAKE_PAGE_TOKENS,
+        num_pages=-(-kv_tokens // FAKE_PAGE_TOKENS),
+        max_context_tokens=config.context_window_size,
+        step_delay_s=FAKE_STEP_S,
+        script=script,
+        eos_token_id=end_id,
+    )
+    return _Loaded(backend=backend, owner=backend)
+
+
+def _sampling_defaults(source: ModelSource, config: ModelConfig) -> SamplingParams:
+    """Return the sampling values of the model's files; refuse a model whose own values no request could use."""
+    from edgephi.engine.request import SamplingParams
+
+    published = config.generation
+    defaults = SamplingParams(
+        temperature=published.temperature,
+        top_p=published.top_p,
+        repetition_penalty=published.repetition_penalty,
+        presence_penalty=published.presence_penalty,
+        frequency_penalty=published.frequency_penalty,
+    )
+    try:
+        defaults.validate()
+    except InvalidRequest as error:
+        raise ModelInvalid(f"{source.path}: the configuration's sampling values are out of bounds: {error}") from error
+    return defaults
+
+
+def _model_info(source: ModelSource, config: ModelConfig, context_tokens: int, digest: str | None) -> ModelInfo:
+    from edgephi.artifact.config import ARCHITECTURE
+    from edgephi.artifact.manifest import read_manifest
+    from edgephi.artifact.parameters import phi3_parameters
+    from edgephi.server.model_info import ModelInfo
+
+    return ModelInfo(
+        model_id=model_id(source.name),
+        display_name=source.name,
+        architecture=ARCHITECTURE,
+        quantization=config.quantization or "none",
+        context_tokens=context_tokens,
+        num_parameters=sum(parameter.num_elements for parameter in phi3_parameters(config)),
+        max_context_tokens=config.max_position,
+        sliding_window_tokens=config.sliding_window,
+        vocab_size=config.vocab_size,
+        size_bytes=read_manifest(source.path).total_bytes,
+        digest=digest,
+    )
+
+
+def model_id(name: str) -> str:
+    """Return the contract's form of a model's name: lower case, and ``-`` for what it does not allow."""
+    return _NOT_IN_ID.sub("-", name.lower()).lstrip("._-")[:127] or "model"
+
+
+def _plan(loaded: _Loaded, options: ServiceOptions, context_tokens: int) -> Plan:
+    from edgephi.profile.plan import KvDtype, Plan, PlanMemory
+
+    spec = loaded.backend.spec
+    default_max_tokens = options.default_max_tokens
+    if default_max_tokens is None:
+        # Pages for the whole answer are reserved, so an unbounded one would keep others waiting.
+        default_max_tokens = max(1, spec.num_pages * spec.page_size // options.max_running)
+    elif default_max_tokens < 1:
+        raise ConfigError(f"default_max_tokens is {default_max_tokens}; must be at least 1")
+    return Plan(
+        context_tokens=context_tokens,
+        max_running=options.max_running,
+        prefill_chunk_tokens=options.prefill_chunk_tokens,
+        mixed_chunk_tokens=options.mixed_chunk_tokens,
+        default_max_tokens=min(default_max_tokens, context_tokens),
+        page_tokens=spec.page_size,
+        num_pages=spec.num_pages,
+        kv_dtype=None if loaded.kv_dtype is None else KvDtype(loaded.kv_dtype),
+        num_threads=loaded.threads,
+        memory=PlanMemory(weights_bytes=loaded.weights_bytes, kv_bytes=loaded.kv_bytes),
+    )

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgephi.cli.checks import Status, check_cores, check_cpu, check_linker, check_memory, check_models_disk
+from edgephi.profile.cores import CoreCluster
+from edgephi.profile.probe import CpuFacts, DeviceFacts, LimitFacts, MemoryFacts, OsFacts
+
+PI5 = DeviceFacts(
+    board="Raspberry Pi 5 Model B Rev 1.0",
+    cpu=CpuFacts(
+        model="Cortex-A76",
+        arch="aarch64",
+        features=frozenset({"fp", "asimd", "atomics", "crc32", "asimdrdm", "fphp", "asimdhp", "asimddp"}),
+        isa_level="armv8.2-dotprod",
+        clusters=(CoreCluster((0, 1, 2, 3), 2400, "Cortex-A76", "ondemand"),),
+    ),
+    memory=MemoryFacts(8_000_000_000, 6_100_000_000),
+    limits=LimitFacts(memory_bytes=None, cpu_cores=None, allowed_cpus=(0, 1, 2, 3)),
+    os=OsFacts("Debian GNU/Linux 12 (bookworm)", "6.6.51"),
+)
+
+
+def test_a_good_board_passes() -> None:
+    """A Raspberry Pi 5 with free memory passes each check of the machine and is described."""
+    found = [check_cpu(PI5), check_cores(PI5), check_memory(PI5)]
+    assert {check.status for check in found} == {Status.OK}
+    assert found[1].found == "4 usable of 4 x Cortex-A76 2400 MHz"
+
+
+def test_cpu_without_a_level_fails_with_the_reason() -> None:
+    """A CPU that no level fits fails, and the remedy names what it lacks."""
+    cpu = dataclasses.replace(PI5.cpu, features=frozenset({"fp"}), isa_level=None)
+    check = check_cpu(dataclasses.replace(PI5, cpu=cpu))
+    assert check.status is Status.FAIL
+    assert "asimd" in str(check.remedy)
+
+
+def test_old_cpu_is_a_warning() -> None:
+    """A level without dot products works, with a warning about its speed."""
+    cpu = dataclasses.replace(PI5.cpu, isa_level="armv8.0")
+    assert check_cpu(dataclasses.replace(PI5, cpu=cpu)).status is Status.WARN
+
+
+def test_powersave_and_quota_are_warnings() -> None:
+    """A governor that keeps clocks low, or a quota below the cores, is a warning that says what to do."""
+    slow = dataclasses.replace(PI5.cpu, clusters=(CoreCluster((0,), 1000, None, "powersave"),))
+    governor = check_cores(dataclasses.replace(PI5, cpu=slow))
+    assert (governor.status, "performance" in str(governor.remedy)) == (Status.WARN, True)
+    limits = dataclasses.replace(PI5.limits, cpu_cores=1.5)
+    quota = check_cores(dataclasses.replace(PI5, limits=limits))
+    assert (quota.status, "--threads 1" in str(quota.remedy)) == (Status.WARN, True)
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "status"),
+    [
+        (6_000_000_000, None, Status.OK),
+        (6_000_000_000, 1_000_000_000, Status.WARN),
+        (1_000_000_000, None, Status.WARN),
+        (100_000_000, None, Status.FAIL),
+        (None, None, Status.WARN),
+    ],
+)
+def test_memory_counts_the_smaller_of_free_and_limit(available: int | None, limit: int | None, status: Status) -> None:
+    """What is free and what a container allows both bound the memory; the smaller decides."""
+    memory = dataclasses.replace(PI5.memory, available_bytes=available)
+    limits = dataclasses.replace(PI5.limits, memory_bytes=limit)
+    assert check_memory(dataclasses.replace(PI5, memory=memory, limits=limits)).status is status
+
+
+def test_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models folder need not exist; a relative EDGEPHI_MODELS fails with the reason."""
+    monkeypatch.setenv("EDGEPHI_MODELS", str(tmp_path / "a" / "b"))
+    assert str(tmp_path / "a" / "b") in check_models_disk().found
+    monkeypatch.setenv("EDGEPHI_MODELS", "relative")
+    failed = check_models_disk()
+    assert (failed.status, "absolute" in str(failed.remedy)) == (Status.FAIL, True)
+
+
+def test_no_linker_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a C compiler compiled models still run, so it is a warning with what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check = check_linker()
+    assert check.status is Status.WARN
+    assert "apt install gcc" in str(check.remedy)
+
+
+def test_doctor_reports_this_machine(invoke: Any) -> None:
+    """Doctor prints a line per check; its exit status says whether one failed; JSON has the same checks."""
+    text, value = invoke("doctor"), invoke("doctor", "--json")
+    report = json.loads(value.stdout)
+    failed = any(check["status"] == "fail" for check in report["checks"])
+    assert report["is_ready"] is not failed
+    assert text.exit_code == value.exit_code == int(failed)
+    assert all(check["name"] in text.stdout for check in report["checks"])
+    assert all(check["remedy"] for check in report["checks"] if check["status"] != "ok")
