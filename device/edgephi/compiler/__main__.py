@@ -9,6 +9,7 @@ line and exit status 1.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,10 +22,16 @@ from edgephi.errors import EdgephiError
 def main(arguments: list[str]) -> int:
     """Compile as *arguments* say and return the exit status."""
     model, out, options = arguments
+    # Whatever else prints, TVM's C++ included, goes to standard error: standard output is for whoever reads progress.
+    reader = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def report(label: str, done: int, total: int) -> None:
-        sys.stdout.write(json.dumps([label, done, total]) + "\n")
-        sys.stdout.flush()
+        send([label, done, total])
+
+    def send(value: object) -> None:
+        reader.write(json.dumps(value) + "\n")
+        reader.flush()
 
     report("loading the compiler", 0, 0)
     from edgephi.compiler.pipeline import compile_model
@@ -32,7 +39,7 @@ def main(arguments: list[str]) -> int:
     try:
         compile_model(Path(model), Path(out), msgspec.json.decode(options, type=BundleOptions), report)
     except EdgephiError as error:
-        sys.stdout.write(json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
+        send({"error": type(error).__name__, "message": str(error)})
         return 1
     return 0
 

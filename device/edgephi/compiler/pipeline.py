@@ -2,8 +2,8 @@
 From a model folder to a bundle: the contents page of the compiler.
 
     1. read the configuration and check that the kernels can run its shape
-    2. build the Relax graph and its kernels, compile and link them: model.so
-    3. pack the weights for the same kernels: weights.bin
+    2. pack the weights for the kernels: weights.bin
+    3. build the Relax graph and its kernels, compile and link them: model.so
     4. write bundle.json, then move the finished folder into place in one step
 """
 
@@ -44,7 +44,7 @@ from edgephi.compiler.kernels.activations import Activations
 from edgephi.compiler.kernels.attention import PAGE_SIZE
 from edgephi.compiler.kernels.matmul_q4 import pack
 from edgephi.compiler.link import link_library
-from edgephi.compiler.phi3 import GraphOptions, Parameter, build_module, inverse_frequency, parameters
+from edgephi.compiler.phi3 import GraphOptions, Parameter, build_module, check_shapes, inverse_frequency, parameters
 from edgephi.compiler.targets import CompileTarget, compile_target
 from edgephi.errors import ConfigError, ModelInvalid, UnsupportedModel
 from edgephi.profile.isa import ISA_LEVELS, host_arch
@@ -64,7 +64,7 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
         model_dir: An MLC-LLM folder with quantized weights.
         out: The bundle's folder; its parents are made.
         options: Level, types and bounds.
-        progress: Called while weights are packed.
+        progress: Called while weights are packed, and once with zeros when compiling begins.
 
     Raises:
         UnsupportedModel: If the kernels cannot run a model of this shape or quantization.
@@ -75,6 +75,7 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
     target = compile_target(options.level)
     level = ISA_LEVELS[options.level]
     config = load_config(model_dir)
+    check_shapes(config)
     scale_dtype = _scale_dtype(model_dir, config)
     _check_options(options)
     graph = GraphOptions(
@@ -89,9 +90,12 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
+        # First, so that a damaged model is refused before the kernels are compiled.
+        packed = pack_weights(model_dir, config, scale_dtype, work / WEIGHTS, mark, progress)
+        if progress is not None:
+            progress("compiling kernels", 0, 0)
         executable = build_executable(config, target, graph, mark)
         link_library(executable, work / LIBRARY, arch=level.arch, host_arch=host_arch())
-        packed = pack_weights(model_dir, config, scale_dtype, work / WEIGHTS, mark, progress)
         bundle = Bundle(
             format_version=FORMAT_VERSION,
             fingerprint=mark,

@@ -104,6 +104,7 @@ def ensure_bundle(model_dir: Path, options: BundleOptions, progress: Progress | 
         ConfigError: If an option has a value that the compiler does not know.
         BundleInvalid: If what the compiler left, or what came without one, cannot be read.
     """
+    model_digest(model_dir)  # before a folder is made or a process started for what is no model
     found = current_bundle(model_dir, options)
     if found is not None:
         return found

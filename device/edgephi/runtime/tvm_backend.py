@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class TvmBackend:
             max_context_tokens=bundle.context_tokens,
         )
         tvm_ffi.get_global_func("runtime.config_threadpool")(0, num_threads)
-        library = tvm.runtime.load_module(str(folder / LIBRARY))
+        library = _load_library(folder / LIBRARY)
         machine = VirtualMachine(library, tvm.cpu())
         made_with = json.loads(str(machine["_metadata"]()))["fingerprint"]
         if made_with != bundle.fingerprint:
@@ -126,6 +127,23 @@ def check_cpu(folder: Path, bundle: Bundle) -> None:
             f"{folder} is for {bundle.level}, which needs {', '.join(missing)}; this CPU lacks it. "
             "Compile the model on this machine, or with --target for a lower level"
         )
+
+
+def _load_library(path: Path) -> Any:
+    """
+    Load a library, also when an older file was loaded from the same path.
+
+    Libraries stay loaded until the process ends, and the dynamic loader takes a path that it knows for the library
+    that it has. So each load goes through a link of a new name; the same file is still loaded only once.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgephi-") as folder:
+            link = Path(folder) / path.name
+            link.symlink_to(path.resolve())
+            # Not tvm.runtime.load_module, which would resolve the link.
+            return tvm_ffi.load_module(link)
+    except OSError:  # nowhere to put a link
+        return tvm_ffi.load_module(path)
 
 
 def _map_weights(path: Path, parameters: tuple[PackedTensor, ...]) -> tuple[npt.NDArray[np.uint8], Any]:

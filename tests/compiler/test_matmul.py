@@ -1,0 +1,158 @@
+"""The matrix kernels against their twin, on every level this CPU can run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgephi.compiler.kernels.activations import Activations, quantize_reference
+from edgephi.compiler.kernels.matmul_q4 import block_rows, matmul_q4, matmul_q4_reference, pack
+from edgephi.compiler.targets import COMPILE_TARGETS
+from edgephi.errors import UnsupportedModel
+
+Build = Callable[..., Any]
+Run = Callable[..., None]
+F32Array = npt.NDArray[np.float32]
+Case = tuple[int, int, str, Activations, bool]  # n, k, scale dtype, activations, residual
+
+ROWS = (16, 32, 48, 64, 192)
+COLUMNS = (32, 96)
+TOKENS = (0, 1, 3, 4, 5, 9)
+SCALES = ("float16", "float32")
+
+
+def _cases() -> list[Case]:
+    """Every shape with both activations, scale and residual alternating; all four of those at 64 rows."""
+    found: list[Case] = []
+    for (i, n), (j, k), activations in itertools.product(enumerate(ROWS), enumerate(COLUMNS), Activations):
+        if n == 64:
+            found += [(n, k, scale, activations, residual) for scale in SCALES for residual in (False, True)]
+        else:
+            found.append((n, k, SCALES[(i + j) % 2], activations, bool(i // 2 + j) % 2 == 1))
+    return found
+
+
+def _name(case: Case) -> str:
+    n, k, scale, activations, residual = case
+    return f"matmul_{n}_{k}_{scale}_{activations.value}{'_residual' if residual else ''}"
+
+
+@pytest.fixture(scope="module")
+def library(level: str, build: Build) -> Any:
+    """All cases, compiled for a level."""
+    shape = COMPILE_TARGETS[level].kernel
+    return build(level, {_name(case): matmul_q4(*case[:2], shape, *case[2:4], residual=case[4]) for case in _cases()})
+
+
+@pytest.mark.tvm
+@pytest.mark.parametrize("case", _cases(), ids=_name)
+def test_matmul_agrees_with_its_twin(case: Case, library: Any, run: Run) -> None:
+    """
+    A kernel's result differs from the twin's by no more than float32 rounding, for every number of rows.
+
+    The int8 kernel adds exactly inside a group of 32, then one rounding for each of the k / 32 groups, and takes off
+    the zero point, which makes the terms up to 22 scale |x| large instead of 8. The float kernel rounds k times. So
+    the bound is that many half units in the last place (2 ** -24) of the sum of the terms' sizes, and a few more for
+    the scales and the twin itself. Measured: at most 0.3 of the bound, 5e-7; one wrong code is off by 1e-3 and more.
+    """
+    n, k, scale_dtype, activations, residual = case
+    rng = np.random.default_rng(n * k)
+    codes = rng.integers(0, 16, (n, k), dtype=np.uint8)
+    scales = (rng.random((n, k // 32)) * 0.01 + 0.001).astype(scale_dtype)
+    for t in TOKENS:
+        x = rng.standard_normal((t, k)).astype(np.float32)
+        addend = rng.standard_normal((t, n)).astype(np.float32)
+        out = _multiply(library[_name(case)], run, x, codes, scales, activations, addend if residual else None)
+        if activations is Activations.INT8:
+            x = _dequantized(x)
+        expected = matmul_q4_reference(x, codes, scales) + (addend if residual else 0)
+        sizes = np.abs(x) @ np.repeat(22 * scales.astype(np.float32), 32, axis=1).T
+        roundings = (k if activations is Activations.FLOAT32 else k // 32) + 8
+        tolerance = 2.0**-24 * (roundings * sizes + 2 * np.abs(expected))
+        assert (np.abs(out - expected) <= tolerance).all(), (t, np.abs(out - expected).max())
+
+
+@pytest.mark.tvm
+def test_the_largest_sums_do_not_overflow(library: Any, run: Run) -> None:
+    """Codes of 15 and activations of 127 or -127 throughout, the largest sums there are, come out right."""
+    n, k = 64, 96
+    codes = np.full((n, k), 15, np.uint8)
+    scales = np.ones((n, k // 32), np.float16)
+    x = np.array([[127.0] * k, [-127.0] * k, [127.0, -127.0] * (k // 2)], np.float32)
+    out = _multiply(library[_name((n, k, "float16", Activations.INT8, False))], run, x, codes, scales, Activations.INT8)
+    # Whole numbers below 2 ** 24, so exact.
+    assert out.tolist() == [[8.0 * 127 * k] * n, [-8.0 * 127 * k] * n, [0.0] * n]
+
+
+@pytest.mark.tvm
+def test_zero_activations_give_the_residual(library: Any, run: Run) -> None:
+    """A row of zeros, whose int8 scale is zero, multiplies to exactly zero and leaves the residual."""
+    n, k = 64, 96
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 16, (n, k), dtype=np.uint8)
+    residual = rng.standard_normal((3, n)).astype(np.float32)
+    scales = np.ones((n, k // 32), np.float16)
+    for activations in Activations:
+        kernel = library[_name((n, k, "float16", activations, True))]
+        out = _multiply(kernel, run, np.zeros((3, k), np.float32), codes, scales, activations, residual)
+        np.testing.assert_array_equal(out, residual)
+
+
+@given(data=st.data(), n=st.sampled_from(ROWS), k=st.sampled_from(COLUMNS))
+def test_packing_keeps_every_code_and_scale(data: st.DataObject, n: int, k: int) -> None:
+    """Reading packed bytes and scales back as the module draws them gives the matrix that was packed."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(0, 16, (n, k), dtype=np.uint8)
+    scales = rng.random((n, k // 32)).astype(data.draw(st.sampled_from(SCALES)))
+    w, s = pack(codes, scales)
+    rows = block_rows(n)
+    assert w.shape == (n // rows, k // 32, 4, rows, 4)
+    assert s.dtype == scales.dtype
+    unpacked = np.full((n, k), 255, np.uint8)
+    for block, group, quad, row, j in np.ndindex(*w.shape):
+        column = group * 32 + quad * 8 + j
+        unpacked[block * rows + row, column] = w[block, group, quad, row, j] & 15
+        unpacked[block * rows + row, column + 4] = w[block, group, quad, row, j] >> 4
+    np.testing.assert_array_equal(unpacked, codes)
+    for block, group, row in np.ndindex(*s.shape):
+        assert s[block, group, row] == scales[block * rows + row, group]
+
+
+def test_shapes_the_kernels_cannot_run_are_refused_with_their_number() -> None:
+    """Rows that are no multiple of 16 and columns that are no multiple of 32 are named."""
+    shape = COMPILE_TARGETS["x86-64-v2"].kernel
+    with pytest.raises(UnsupportedModel, match=r"40 rows.*multiple of 16"):
+        matmul_q4(40, 64, shape, "float16", Activations.INT8, residual=False)
+    with pytest.raises(UnsupportedModel, match=r"48 columns.*multiple of 32"):
+        matmul_q4(64, 48, shape, "float16", Activations.FLOAT32, residual=False)
+
+
+def _dequantized(x: F32Array) -> F32Array:
+    q, s, _ = quantize_reference(x)
+    values: F32Array = (q.reshape(*s.shape, 32) * s[..., None]).reshape(x.shape).astype(np.float32)
+    return values
+
+
+def _multiply(
+    kernel: Any,
+    run: Run,
+    x: F32Array,
+    codes: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.floating],
+    activations: Activations,
+    residual: F32Array | None = None,
+) -> F32Array:
+    """Run a kernel on activations (t, k) and a matrix (n, k); (t, n)."""
+    w, s = pack(codes, scales)
+    inputs = (x,) if activations is Activations.FLOAT32 else quantize_reference(x)
+    out = np.full((len(x), len(codes)), np.nan, np.float32)
+    last = () if residual is None else (residual,)
+    run(kernel, *inputs, w.reshape(*w.shape[:3], -1), s, *last, out=(out,))
+    return out

@@ -1,0 +1,114 @@
+"""The real engine over a compiled model: batching and shared prefixes change no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+
+from edgephi.engine.core import Engine, EngineConfig
+from edgephi.engine.request import (
+    EngineRequest,
+    Finished,
+    FinishReason,
+    RequestId,
+    SamplingParams,
+    TokenSampled,
+    Usage,
+)
+from edgephi.runtime import LoadedModel
+
+Load = Callable[..., LoadedModel]
+
+pytestmark = pytest.mark.tvm
+
+PROMPT_LENGTHS = (3, 16, 17, 40, 100)
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def model(load: Load) -> LoadedModel:
+    """The tiny model with the default options."""
+    return load("q4f16_1")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[int, ...]]:
+    """Random prompts of several lengths: within a page, a page, just over, several, several prefill chunks."""
+    rng = np.random.default_rng(11)
+    return [tuple(rng.integers(3, 512, length).tolist()) for length in PROMPT_LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def alone(model: LoadedModel, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    """What each prompt is answered by an engine that has nothing else to do."""
+    return [_answers(_engine(model), [prompt])[0][0] for prompt in prompts]
+
+
+def _engine(model: LoadedModel, **config: int) -> Engine:
+    return Engine(model.backend, EngineConfig(**config))
+
+
+def _answers(engine: Engine, prompts: Iterable[tuple[int, ...]]) -> list[tuple[list[int], Usage]]:
+    """Submit all prompts, run to the end, and return each one's greedy tokens and usage."""
+    names = []
+    for index, prompt in enumerate(prompts):
+        names.append(RequestId(f"r{index}"))
+        engine.submit(
+            EngineRequest(
+                request_id=names[-1],
+                prompt=prompt,
+                max_tokens=MAX_TOKENS,
+                sampling=SamplingParams(temperature=0.0),
+            )
+        )
+    tokens: dict[RequestId, list[int]] = {name: [] for name in names}
+    usage: dict[RequestId, Usage] = {}
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, TokenSampled):
+                tokens[event.request_id].append(event.token_id)
+            elif isinstance(event, Finished):
+                assert event.reason is FinishReason.LENGTH, event
+                usage[event.request_id] = event.usage
+        engine.check_integrity()
+    return [(tokens[name], usage[name]) for name in names]
+
+
+def test_the_first_token_is_the_most_likely_one(
+    model: LoadedModel, prompts: list[tuple[int, ...]], alone: list[list[int]]
+) -> None:
+    """Every greedy token is the argmax of the logits of all tokens before it."""
+    for prompt, answer in zip(prompts, alone, strict=True):
+        logits = model.logits([*prompt, *answer])
+        assert logits[len(prompt) - 1 : -1].argmax(axis=1).tolist() == answer
+
+
+@pytest.mark.parametrize("config", [{"max_running": 5}, {"max_running": 2, "prefill_chunk_tokens": 7}])
+def test_a_batch_answers_as_each_request_alone(
+    config: dict[str, int], model: LoadedModel, prompts: list[tuple[int, ...]], alone: list[list[int]]
+) -> None:
+    """Requests that run together, in chunks of any size, get the tokens they would get alone."""
+    together = _answers(_engine(model, **config), prompts)
+    assert [tokens for tokens, _ in together] == alone
+
+
+def test_a_shared_prefix_changes_no_answer(model: LoadedModel, prompts: list[tuple[int, ...]]) -> None:
+    """A prompt whose first pages another one left behind is answered as if it had been computed in full."""
+    long = prompts[-1]
+    variants = [long, (*long[:64], *prompts[1]), (*long[:33], *prompts[0])]
+    fresh = [_answers(_engine(model), [prompt])[0] for prompt in variants]
+    assert [usage.cached_tokens for _, usage in fresh] == [0, 0, 0]
+    engine = _engine(model)
+    shared = [_answers(engine, [prompt])[0] for prompt in variants]
+    assert [usage.cached_tokens for _, usage in shared] == [0, 64, 32]
+    assert [tokens for tokens, _ in shared] == [tokens for tokens, _ in fresh]
+
+
+def test_pages_of_earlier_requests_do_not_leak(model: LoadedModel, prompts: list[tuple[int, ...]]) -> None:
+    """Pages full of not-a-number, as a failed step may leave them, do not reach a later answer."""
+    wanted = _answers(_engine(model), [prompts[3]])[0][0]
+    pages = model.backend._pages  # nothing public writes rubbish into pages
+    pages[...] = np.nan
+    assert _answers(_engine(model), [prompts[3]])[0][0] == wanted
