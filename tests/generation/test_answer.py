@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from edgephi.engine.request import RequestId, TokenLogprobs, TokenSampled
 from edgephi.generation.answer import AnswerAssembler
 from edgephi.generation.request import Delta, TokenText, TopToken
 from edgephi.text.stop_strings import StopStringFinder
 from edgephi.text.tokenizer import Tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LOGPROBS = TokenLogprobs(logprob=-0.5, top=((3, -0.5),))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from edgephi.engine.core import Engine, EngineConfig
 from edgephi.engine.loop import EngineLoop
 from edgephi.engine.request import FinishReason, SamplingParams

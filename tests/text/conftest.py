@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import tokenizers
-from edgephi.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, normalizers, trainers
+
+from edgephi.text.tokenizer import Tokenizer
 
 CORPUS = (
     "The robot moves to the left and stops at the door. The robot sees a red box on the table.",

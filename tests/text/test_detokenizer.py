@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from edgephi.text.detokenizer import StreamingDetokenizer
-from edgephi.text.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from edgephi.text.detokenizer import StreamingDetokenizer
+from edgephi.text.tokenizer import Tokenizer
 
 
 def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from edgephi.text.stop_strings import StopScan, StopStringFinder, stop_violations
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from edgephi.text.stop_strings import StopScan, StopStringFinder, stop_violations
 
 # A two-letter alphabet makes overlapping and nested matches common.
 short_texts = st.text("ab", max_size=5)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgephi.errors import InvalidRequest, ModelInvalid, UnsupportedModel
-from edgephi.text.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from edgephi.errors import InvalidRequest, ModelInvalid, UnsupportedModel
+from edgephi.text.tokenizer import Tokenizer
 
 CONTROL_TEXTS = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 FRAGMENTS = (

@@ -19,7 +19,7 @@ class GenerationRequest:
     Attributes:
         request_id: Unique among live requests.
         prompt: Token ids, as ``Generator.chat_prompt`` or ``completion_prompt`` made them.
-        max_tokens: Most tokens to generate, at least 1; None for the generator's default, or all that fit if that is less.
+        max_tokens: Most tokens to generate, at least 1; None for the generator's default or all that fit.
         sampling: How to draw tokens; None for the model's defaults.
         stop: Strings that end the answer and are not part of it; at most 16 of at most 256 characters.
     """
