@@ -9,4 +9,6 @@ _BUILD = Path(__file__).resolve().parents[1] / "build"
 
 # At import, before any test or child process asks where the cache is.
 os.environ["XDG_CACHE_HOME"] = str(_BUILD / "test-cache")
+# Serving sets this for itself; tests of kernels may import TVM first.
+os.environ["TVM_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
 os.environ["EDGEPHI_MODELS"] = str(_BUILD / "test-models")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgephi.engine.backend import F32Array
 from edgephi.errors import (
     ConfigError,
     EngineFailed,
@@ -107,7 +110,7 @@ def test_options_out_of_bounds_are_refused(models: dict[str, Path]) -> None:
     """Zero tokens or threads are refused by name before anything is read."""
     with pytest.raises(ConfigError, match="kv_tokens is 0; must be at least 1"):
         load_model(models["q4f16_1"], RuntimeOptions(kv_tokens=0))
-    with pytest.raises(ConfigError, match="threads is -1; must be at least 1"):
+    with pytest.raises(ConfigError, match="threads is -1; must be 1 to"):
         load_model(models["q4f16_1"], RuntimeOptions(threads=-1))
 
 
@@ -135,13 +138,30 @@ def test_few_pages_are_rounded_up_and_limit_the_sequence(models: dict[str, Path]
             model.logits(range(3, 36))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", sorted({1, len(os.sched_getaffinity(0))}))
 def test_the_number_of_threads_changes_no_logit(threads: int, models: dict[str, Path], load: Load) -> None:
-    """One thread and more threads than cores compute the same numbers."""
+    """One thread and all of them compute the same numbers, also when another thread than the loading one calls."""
     wanted = load("hf-plain").logits(range(3, 40))
-    with load_model(models["hf-plain"], RuntimeOptions(threads=threads)) as model:
+
+    # Here, for a test process that also compiles must load the compiler first.
+    from edgephi.runtime.tvm_runtime import tvm_ffi
+
+    def compute() -> tuple[F32Array, int]:
+        return model.logits(range(3, 40)), int(tvm_ffi.get_global_func("runtime.NumThreads")())
+
+    with load_model(models["hf-plain"], RuntimeOptions(threads=threads)) as model, ThreadPoolExecutor(1) as executor:
         assert model.threads == threads
-        np.testing.assert_array_equal(model.logits(range(3, 40)), wanted)
+        for logits, num_threads in (compute(), executor.submit(compute).result()):
+            assert num_threads == threads
+            np.testing.assert_array_equal(logits, wanted)
+
+
+def test_more_threads_than_cores_are_refused(models: dict[str, Path]) -> None:
+    """Asking for more threads than cores names both numbers."""
+    cores = len(os.sched_getaffinity(0))
+
+    with pytest.raises(ConfigError, match=f"threads is {cores + 1}; must be 1 to {cores}"):
+        load_model(models["q4f16_1"], RuntimeOptions(threads=cores + 1))
 
 
 def test_a_closed_model_refuses_work(models: dict[str, Path]) -> None:

@@ -38,7 +38,7 @@ class RuntimeOptions:
         kv_dtype: ``float16`` or ``float32``.
         kv_tokens: Tokens of keys and values kept for all streams together; when None, four contexts but at most
             4096 tokens, and at least one context.
-        threads: Threads that compute; when None, as many as this process may use.
+        threads: Threads that compute, at most the cores this process may use; when None, as many as those.
     """
 
     level: str | None = None
@@ -142,11 +142,15 @@ def load_model(
         CompileFailed: If it had to be compiled and that failed.
         BundleInvalid: If what was compiled is damaged or needs another CPU.
         InsufficientMemory: If weights and pages exceed the memory that is free.
+        ConfigError: If an option is out of bounds.
     """
     options = options or RuntimeOptions()
-    for name, value in (("kv_tokens", options.kv_tokens), ("threads", options.threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; must be at least 1")
+    if options.kv_tokens is not None and options.kv_tokens < 1:
+        raise ConfigError(f"kv_tokens is {options.kv_tokens}; must be at least 1")
+    cores = len(os.sched_getaffinity(0))
+    threads = options.threads if options.threads is not None else cores
+    if not 1 <= threads <= cores:
+        raise ConfigError(f"threads is {threads}; must be 1 to {cores}, the cores this process may use")
     model_dir = Path(path)
     config = load_config(model_dir)
     folder, bundle = ensure_bundle(model_dir, options.bundle_options(), progress)
@@ -157,7 +161,6 @@ def load_model(
         )
     num_pages = -(-kv_tokens // bundle.page_size)
     _check_memory(bundle, num_pages)
-    threads = options.threads if options.threads is not None else len(os.sched_getaffinity(0))
 
     # Here, so that whoever only needs a fake engine or a client never loads TVM.
     from edgephi.runtime.tvm_backend import TvmBackend

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class TvmBackend:
             max_batch_tokens=bundle.max_batch_tokens,
             max_context_tokens=bundle.context_tokens,
         )
-        tvm_ffi.get_global_func("runtime.config_threadpool")(0, num_threads)
+        self._num_threads = num_threads
+        self._configured_thread: int | None = None
         library = _load_library(folder / LIBRARY)
         machine = VirtualMachine(library, tvm.cpu())
         made_with = json.loads(str(machine["_metadata"]()))["fingerprint"]
@@ -93,6 +95,7 @@ class TvmBackend:
         arrays = (
             batch.tokens, batch.positions, batch.slots, batch.row_start, batch.block_table, batch.logit_rows,
         )  # fmt: skip
+        self._configure_threads()
         try:
             tensors = [tvm_ffi.from_dlpack(_aligned(array)) for array in arrays]
             logits = self._forward(*tensors, self._pages_tensor, self._parameters)
@@ -100,6 +103,13 @@ class TvmBackend:
         except (RuntimeError, ValueError, TypeError) as error:
             raise EngineFailed(f"the compiled forward failed: {error}") from error
         return result
+
+    def _configure_threads(self) -> None:
+        """Set how many threads compute. TVM has a pool of workers for each thread that calls it, so each is told."""
+        caller = threading.get_ident()
+        if caller != self._configured_thread:
+            tvm_ffi.get_global_func("runtime.config_threadpool")(0, self._num_threads)
+            self._configured_thread = caller
 
     def close(self) -> None:
         """Drop the library, the pages and the mapping. Calling it again does nothing."""

@@ -7,10 +7,30 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Without its compiler TVM starts in half the time and memory. Workers are not pinned, so that two servers, or a
-# server and a test, do not fight for core 0.
-os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+_RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
+
+# Read when workers start. They are not pinned, so that two servers, or a server and a test, do not fight for core 0.
+# TVM's own guess at the number of cores halves it on x86, for hyper-threads that a virtual machine does not have; how
+# many of them work is set when a model is loaded.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
+os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+
+
+@contextmanager
+def _runtime_only() -> Iterator[None]:
+    """
+    Inside the block TVM is imported without its compiler, in half the time and memory.
+
+    Child processes inherit the environment, and one may want the compiler, so it is put back afterwards.
+    """
+    if _RUNTIME_ONLY in os.environ:
+        yield
+        return
+    os.environ[_RUNTIME_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_RUNTIME_ONLY]
 
 
 @contextmanager
@@ -31,7 +51,7 @@ def _without_torch() -> Iterator[None]:
         del sys.modules["torch"]
 
 
-with _without_torch():
+with _runtime_only(), _without_torch():
     import tvm
     import tvm_ffi
     from tvm.runtime.vm import VirtualMachine
