@@ -156,6 +156,11 @@ def test_the_number_of_threads_changes_no_logit(threads: int, models: dict[str, 
             np.testing.assert_array_equal(logits, wanted)
 
 
+def test_a_small_model_computes_on_one_thread(load: Load) -> None:
+    """Without a number, a model of a few hundred kilobytes takes one thread, however many cores there are."""
+    assert load("q4f16_1").threads == 1
+
+
 def test_more_threads_than_cores_are_refused(models: dict[str, Path]) -> None:
     """Asking for more threads than cores names both numbers."""
     cores = len(os.sched_getaffinity(0))

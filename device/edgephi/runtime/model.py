@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ROOT = Path("/")
 _DEFAULT_KV_TOKENS = 4096
 _DEFAULT_SEQUENCES = 4
+_THREADED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,9 @@ class RuntimeOptions:
         kv_dtype: ``float16`` or ``float32``.
         kv_tokens: Tokens of keys and values kept for all streams together; when None, four contexts but at most
             4096 tokens, and at least one context.
-        threads: Threads that compute, at most the cores this process may use; when None, as many as those.
+        threads: Threads that compute, at most the cores this process may use. When None, as many as those, but one for
+            a model of less than 64 MiB: its steps are so short that handing out work costs more than it gains, and on
+            a busy machine a step waits for whichever thread has no core.
     """
 
     level: str | None = None
@@ -148,9 +151,8 @@ def load_model(
     if options.kv_tokens is not None and options.kv_tokens < 1:
         raise ConfigError(f"kv_tokens is {options.kv_tokens}; must be at least 1")
     cores = len(os.sched_getaffinity(0))
-    threads = options.threads if options.threads is not None else cores
-    if not 1 <= threads <= cores:
-        raise ConfigError(f"threads is {threads}; must be 1 to {cores}, the cores this process may use")
+    if options.threads is not None and not 1 <= options.threads <= cores:
+        raise ConfigError(f"threads is {options.threads}; must be 1 to {cores}, the cores this process may use")
     model_dir = Path(path)
     config = load_config(model_dir)
     folder, bundle = ensure_bundle(model_dir, options.bundle_options(), progress)
@@ -159,6 +161,9 @@ def load_model(
         kv_tokens = max(
             config.context_window_size, min(_DEFAULT_SEQUENCES * config.context_window_size, _DEFAULT_KV_TOKENS)
         )
+    threads = options.threads
+    if threads is None:
+        threads = cores if bundle.weights.nbytes >= _THREADED_BYTES else 1
     num_pages = -(-kv_tokens // bundle.page_size)
     _check_memory(bundle, num_pages)
 

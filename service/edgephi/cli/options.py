@@ -36,7 +36,9 @@ _SERVICE = (
     ),
     click.option("--target", metavar="LEVEL", help="Instruction-set level.  [default: the best of this CPU]"),
     click.option("--kv-tokens", type=click.IntRange(min=1), help="Tokens kept for all requests.  [default: by model]"),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads that compute.  [default: all cores]"),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads that compute.  [default: all cores; 1 for a small model]"
+    ),
 )
 
 _LOCAL = ("model", "engine", "target", "kv_tokens", "threads")
