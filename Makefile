@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format proto bench wheel pocket golden clean
+.PHONY: help setup demo test test-all check format proto bench pocket pocket-scores golden wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,20 @@ build/phi3-mini-4k-synth: | $(VENV)/.installed
 
 bench: $(VENV)/.installed | build/phi3-mini-4k-synth ## measure Phi-3-mini's full size with random weights (5 GB of disk)
 	$(BIN)/edgephi bench --model build/phi3-mini-4k-synth --json
+
+pocket: $(VENV)/.installed ## train the pocket model again (20 to 40 minutes on two cores)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
+	$(BIN)/python -m edgephi.pocket.train
+
+pocket-scores: $(VENV)/.installed ## measure the pocket model's accuracy
+	$(BIN)/python -m edgephi.pocket.evaluate
+
+build/golden-venv: | $(VENV)/bin/python
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check --editable . torch==2.13.0 transformers==5.23.0
+
+golden: | build/golden-venv ## make the golden data of Hugging Face's Phi-3 again; look at the diff
+	build/golden-venv/bin/python tests/golden/hf-phi3/make_golden.py
 
 wheel: $(VENV)/.developer ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -59,11 +59,11 @@ def test_the_configuration_fits_the_tokenizer() -> None:
 
 
 def test_commands_and_answers_survive_the_tokenizer(reference: Reference) -> None:
-    """Encoding and decoding gives every command and every answer back, and digits are one token each."""
+    """Encoding and decoding gives every command, in lower case, and every answer back; a digit is one token."""
     for example in islice(examples(17, Split.TRAIN), 400):
         for text in (example.text, example.answer):
             ids = encode(reference.tokenizer, text)
-            assert reference.tokenizer.decode(ids, skip_special_tokens=False) == text
+            assert reference.tokenizer.decode(ids, skip_special_tokens=False) == text.lower()
             assert max(ids) < VOCAB_SIZE - 5
     pieces = [reference.tokenizer.id_to_token(i) for i in encode(reference.tokenizer, "1234")]
     assert pieces[-4:] == ["1", "2", "3", "4"]
@@ -75,6 +75,13 @@ def test_any_text_is_rendered_as_the_server_renders_it(text: str) -> None:
     if not text.strip():
         return
     assert render_prompt(_trained(), text) == render_chat(_served(), [Message(Role.USER, text)])
+
+
+def test_case_means_nothing(reference: Reference) -> None:
+    """A command in capitals, or with some, has the tokens of the same command in lower case."""
+    plain = encode(reference.tokenizer, "turn the café lights to 30%")
+    assert encode(reference.tokenizer, "TURN THE CAFÉ LIGHTS TO 30%") == plain
+    assert encode(reference.tokenizer, "Turn the Café lights to 30%") == plain
 
 
 def test_control_tokens_in_a_command_stay_text(reference: Reference) -> None:

@@ -60,14 +60,12 @@ def build_test_sets(per_intent: int = PER_INTENT) -> dict[str, list[Example]]:
     Return the test sets, the same every time.
 
     ``held_out``: templates never seen in training. ``held_out_typos``: the same with a typing error or two in each
-    command. ``held_out_capitals``: six in ten of them in capitals throughout. ``in_template``: training's templates
-    with other words, numbers and additions. ``handwritten`` and ``handwritten_new``: sentences from no template; only
-    the second list has never led to a change.
+    command. ``in_template``: training's templates with other words, numbers and additions. ``handwritten`` and
+    ``handwritten_new``: sentences from no template; only the second list has never led to a change.
     """
     return {
         "held_out": balanced(TEST_SEED, Split.HELD_OUT, per_intent),
         "held_out_typos": balanced(TEST_SEED, Split.HELD_OUT, per_intent, Style(typos=1.0)),
-        "held_out_capitals": balanced(TEST_SEED, Split.HELD_OUT, per_intent, Style(capitals=0.62)),
         "in_template": balanced(TEST_SEED, Split.TRAIN, per_intent),
         "handwritten": list(FIRST),
         "handwritten_new": list(SECOND),

@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch.nn import functional
 
@@ -136,22 +136,12 @@ def tensors(batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return tokens, torch.tensor(rows + [0] * missing), torch.tensor(targets + [_NO_TARGET] * missing)
 
 
-def train(tokenizer: Tokenizer, config: PocketConfig, schedule: Schedule, resume: Path | None = None) -> Pocket:
-    """
-    Train a model and report progress on standard error.
-
-    Args:
-        tokenizer: Of the checkpoint when resuming.
-        config: Sizes.
-        schedule: How long and how fast.
-        resume: Folder of a checkpoint to start from; None for random weights.
-    """
+def train(tokenizer: Tokenizer, config: PocketConfig, schedule: Schedule) -> Pocket:
+    """Train a model from random weights and report progress on standard error."""
     torch.manual_seed(schedule.seed)
     torch.use_deterministic_algorithms(mode=True)
     torch.set_num_threads(schedule.threads)
     model = Pocket(config)
-    if resume is not None:
-        model.load_state_dict(load_file(resume / "model.safetensors"))
     matrices = [p for p in model.parameters() if p.ndim == 2]
     gains = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -249,7 +239,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--rounded-from", type=float, default=defaults.rounded_from, help="fraction of the steps")
-    parser.add_argument("--resume", type=Path, help="checkpoint folder to start from, with its tokenizer")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=defaults.bf16)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="Hugging Face folder to write")
     parser.add_argument("--out", type=Path, default=model_dir(), help="MLC folder to write or replace")
@@ -263,11 +252,8 @@ def main() -> None:
         bf16=options.bf16,
         rounded_from=options.rounded_from,
     )
-    if options.resume is None:
-        tokenizer = text.build_tokenizer()
-    else:
-        tokenizer = Tokenizer.from_file(str(options.resume / "tokenizer.json"))
-    model = train(tokenizer, PocketConfig(), schedule, options.resume)
+    tokenizer = text.build_tokenizer()
+    model = train(tokenizer, PocketConfig(), schedule)
     write_checkpoint(model, tokenizer, options.checkpoint)
     convert(options.checkpoint, options.out)
 

@@ -1,8 +1,7 @@
 """
 Write the checkpoints and logits of this folder with Hugging Face transformers.
 
-    python -m venv hf && hf/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors
-    PYTHONPATH=device hf/bin/python tests/golden/hf-phi3/make_golden.py
+    make golden
 
 Each case is a tiny random Phi3ForCausalLM, saved in float16. Its weights go through edgephi's converter and back,
 dequantized, into the float32 model whose logits are stored: so the logits test the forward, not the quantization,
