@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +154,27 @@ def test_refusals_before_anything_is_made(model: Path, level: str, tmp_path: Pat
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
-def test_the_command_reports_an_error_as_its_last_line(
-    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """``python -m edgephi.compiler`` ends with status 1 and the error's class and message as JSON."""
-    assert main([str(model), str(tmp_path / "out"), '{"level": "sparc"}']) == 1
-    first, last = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+def test_the_command_reports_an_error_as_its_last_line(model: Path, tmp_path: Path) -> None:
+    """The compiler's command ends with status 1 and the error's class and message as JSON."""
+    reader = io.StringIO()
+    assert main([str(model), str(tmp_path / "out"), '{"level": "sparc"}'], reader) == 1
+    first, last = (json.loads(line) for line in reader.getvalue().splitlines())
     assert first == ["loading the compiler", 0, 0]
     assert last["error"] == "CompileFailed"
     assert "'sparc'" in last["message"]
+
+
+def test_stray_output_is_kept_from_the_reader() -> None:
+    """What a library prints on file descriptor 1 goes to standard error, not between the lines of progress."""
+    code = """
+import os
+from edgephi.compiler.__main__ import take_stdout
+with take_stdout() as reader:
+    os.write(1, b"stray\\n")
+    reader.write("progress\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("progress\n", "stray\n")
 
 
 def test_rotary_frequencies_follow_the_published_formulas(config: ModelConfig) -> None:

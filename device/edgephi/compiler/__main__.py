@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -19,12 +20,9 @@ from edgephi.artifact.bundle import BundleOptions
 from edgephi.errors import EdgephiError
 
 
-def main(arguments: list[str]) -> int:
-    """Compile as *arguments* say and return the exit status."""
+def main(arguments: list[str], reader: TextIO) -> int:
+    """Compile as *arguments* say, tell *reader* about it and return the exit status."""
     model, out, options = arguments
-    # Whatever else prints, TVM's C++ included, goes to standard error: standard output is for whoever reads progress.
-    reader = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def report(label: str, done: int, total: int) -> None:
         send([label, done, total])
@@ -44,5 +42,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def take_stdout() -> TextIO:
+    """
+    Return standard output for progress alone.
+
+    Whatever else prints, TVM's C++ included, goes to standard error from now on.
+    """
+    reader = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return reader
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with take_stdout() as progress:
+        sys.exit(main(sys.argv[1:], progress))
