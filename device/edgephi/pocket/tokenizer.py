@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from edgephi.pocket.commands import Split, examples
+from edgephi.text.template import WHITE_SPACE
 
 VOCAB_SIZE = 2048
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
@@ -31,11 +32,6 @@ SYSTEM_PROMPTS = (
 )
 
 _SPACE = "\u2581"  # what a space looks like inside the vocabulary
-# Unicode's White_Space; str.lstrip() alone would also take U+001C to U+001F, which the tokenizer keeps.
-_WHITE_SPACE = (
-    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
-    "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-)
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _ALPHABET = sorted({chr(code).lower() for code in range(33, 127)} | {_SPACE, "°"})
 # Where a token may not cross while merges are learned: digits stand alone, JSON keys come with their quotes.
@@ -107,13 +103,13 @@ def render_prompt(
     for said, answer in history:
         ids += [
             USER_ID,
-            *encode(tokenizer, said.lstrip(_WHITE_SPACE)),
+            *encode(tokenizer, said.lstrip(WHITE_SPACE)),
             END_ID,
             ASSISTANT_ID,
             *encode(tokenizer, answer),
             END_ID,
         ]
-    return [*ids, USER_ID, *encode(tokenizer, text.lstrip(_WHITE_SPACE)), END_ID, ASSISTANT_ID]
+    return [*ids, USER_ID, *encode(tokenizer, text.lstrip(WHITE_SPACE)), END_ID, ASSISTANT_ID]
 
 
 def _corpus() -> Iterator[str]:

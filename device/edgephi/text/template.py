@@ -18,7 +18,7 @@ BOS = "<s>"
 END_OF_TURN = "<|end|>"
 # What a control token with rstrip swallows: the White_Space property of Unicode. str.lstrip() alone would
 # also take U+001C to U+001F, which the tokenizer keeps.
-_WHITE_SPACE = (
+WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
@@ -75,7 +75,7 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     end_id = tokenizer.special_id(END_OF_TURN)
     ids = [tokenizer.special_id(BOS)]
     for index, message in enumerate(messages):
-        content = message.content.lstrip(_WHITE_SPACE)
+        content = message.content.lstrip(WHITE_SPACE)
         ids += [tokenizer.special_id(message.role.token), *tokenizer.encode(content, field=_content(index)), end_id]
     ids.append(tokenizer.special_id(Role.ASSISTANT.token))
     return ids
@@ -107,7 +107,7 @@ def conversation_violations(messages: Sequence[Message]) -> list[FieldViolation]
             if message.role is Role.ASSISTANT:
                 description += ", continuing an assistant message is not supported"
             found.append(FieldViolation(f"messages[{index}].role", description))
-        if not message.content.lstrip(_WHITE_SPACE):
+        if not message.content.lstrip(WHITE_SPACE):
             found.append(FieldViolation(_content(index), "is empty or only white space; send some text"))
     return found
 

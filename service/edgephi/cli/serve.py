@@ -189,7 +189,8 @@ def _announce(local: LocalService, server: Server, settings: ServerSettings, *, 
         )
         return
     security = "TLS" if settings.has_tls else "no TLS"
-    computing = f"{local.threads} threads, {local.level}" if local.level is not None else "fake engine"
+    threads = "1 thread" if local.threads == 1 else f"{local.threads} threads"
+    computing = f"{threads}, {local.level}" if local.level is not None else "fake engine"
     reach = address if settings.host not in ("0.0.0.0", "::") else f"THIS-HOST:{server.port}"  # noqa: S104 - compared
     tls = " --tls-ca CA.pem" if settings.has_tls else ""
     metrics = "" if server.metrics_port is None else f", metrics on {settings.metrics_host}:{server.metrics_port}"
