@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +39,8 @@ from edgephi.artifact.bundle import (
 )
 from edgephi.artifact.config import ModelConfig, load_config
 from edgephi.artifact.digest import compiler_digest, model_digest
+from edgephi.artifact.manifest import Progress
+from edgephi.artifact.quantization import QUANTIZATIONS
 from edgephi.artifact.weights import WeightStore, open_weights
 from edgephi.compiler.kernels.activations import Activations
 from edgephi.compiler.kernels.attention import PAGE_SIZE
@@ -49,11 +51,7 @@ from edgephi.compiler.targets import CompileTarget, compile_target
 from edgephi.errors import ConfigError, ModelInvalid, UnsupportedModel
 from edgephi.profile.isa import ISA_LEVELS, host_arch
 
-Progress = Callable[[str, int, int], None]
-"""Called with a label, what is done and the total, in bytes."""
-
 _MAX_RENAMES = 100  # ends only if as many processes keep putting bundles in the same place
-_SCALE_DTYPES = {"q4f16_1": "float16", "q4f16_0": "float16", "q4f32_1": "float32"}
 
 
 def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: Progress | None = None) -> Bundle:
@@ -150,10 +148,7 @@ def pack_weights(
     packed: list[PackedTensor] = []
     with open_weights(model_dir) as store, out.open("wb") as file:
         file.write(weights_header(mark))
-        arrays = _packed_arrays(store, config, specs)
-        for spec in specs:
-            name, array = next(arrays)
-            assert name == spec.name, (name, spec.name)
+        for spec, array in zip(specs, _packed_arrays(store, config, specs), strict=True):
             if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
                 raise ModelInvalid(
                     f"{model_dir}: weight {spec.name} is {array.dtype} {array.shape}, "
@@ -173,25 +168,25 @@ def pack_weights(
 
 def _packed_arrays(
     store: WeightStore, config: ModelConfig, specs: tuple[Parameter, ...]
-) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    """Yield each parameter's name and contents in the order of *specs*."""
+) -> Iterator[npt.NDArray[np.generic]]:
+    """Yield each parameter's contents in the order of *specs*."""
     pending: npt.NDArray[np.generic] | None = None
     for spec in specs:
         name = spec.name
         if name == "rope.inverse_frequency":
-            yield name, inverse_frequency(config)
+            yield inverse_frequency(config)
         elif name.endswith(".w"):
             matrix = store.matrix(name.removesuffix(".w"))
             w, pending = pack(matrix.unpack_codes(), matrix.scales_nk())
-            yield name, w.reshape(*w.shape[:3], -1)
+            yield w.reshape(*w.shape[:3], -1)
         elif name.endswith(".s"):
             assert pending is not None, name
-            yield name, pending
+            yield pending
             pending = None
         elif name.startswith("transformer.embd."):
-            yield name, np.ascontiguousarray(store.get(name))
+            yield np.ascontiguousarray(store.get(name))
         else:
-            yield name, np.ascontiguousarray(store.get(name).astype(np.float32))
+            yield np.ascontiguousarray(store.get(name).astype(np.float32))
 
 
 def _check_options(options: BundleOptions) -> None:
@@ -206,13 +201,13 @@ def _check_options(options: BundleOptions) -> None:
 
 
 def _scale_dtype(model_dir: Path, config: ModelConfig) -> str:
-    try:
-        return _SCALE_DTYPES[config.quantization or ""]
-    except KeyError:
+    scale_dtypes = {known.name: known.scale_dtype for known in QUANTIZATIONS}
+    if config.quantization not in scale_dtypes:
         raise UnsupportedModel(
-            f"{model_dir} has quantization {config.quantization or 'none'}; choose one of {', '.join(_SCALE_DTYPES)}, "
+            f"{model_dir} has quantization {config.quantization or 'none'}; choose one of {', '.join(scale_dtypes)}, "
             "or convert a Hugging Face checkpoint with `edgephi model convert`"
-        ) from None
+        )
+    return scale_dtypes[config.quantization]
 
 
 def _nbytes(spec: Parameter) -> int:

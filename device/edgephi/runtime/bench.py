@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgephi.artifact.manifest import Progress
 from edgephi.engine.core import Engine, EngineConfig
 from edgephi.engine.request import (
     EngineRequest,
@@ -27,7 +28,7 @@ from edgephi.engine.request import (
 )
 from edgephi.errors import ConfigError, EngineFailed
 from edgephi.profile.kernelfile import parse_fields, parse_kib, read_text
-from edgephi.runtime.bundles import Progress, current_bundle, ensure_bundle
+from edgephi.runtime.bundles import current_bundle, ensure_bundle
 from edgephi.runtime.model import RuntimeOptions, load_model
 
 WARM_UP_PROMPT_TOKENS = 16

@@ -19,6 +19,7 @@ import platformdirs
 
 from edgephi.artifact.bundle import BUNDLE_JSON, Bundle, BundleOptions, fingerprint, read_bundle
 from edgephi.artifact.digest import compiler_digest, model_digest
+from edgephi.artifact.manifest import Progress
 from edgephi.errors import (
     BundleInvalid,
     CompileFailed,
@@ -30,8 +31,6 @@ from edgephi.errors import (
     UnsupportedModel,
 )
 from edgephi.profile.isa import best_level, host_arch, host_features
-
-Progress = Callable[[str, int, int], None]
 
 # What `python -m edgephi.compiler` may answer, by the name it answers with.
 _COMPILER_ERRORS: Mapping[str, Callable[[str], EdgephiError]] = MappingProxyType(

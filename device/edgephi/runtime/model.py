@@ -13,11 +13,12 @@ import numpy as np
 
 from edgephi.artifact.bundle import Bundle, BundleOptions
 from edgephi.artifact.config import ModelConfig, load_config
+from edgephi.artifact.manifest import Progress
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch
 from edgephi.errors import ConfigError, FieldViolation, InsufficientMemory, InvalidRequest, PromptTooLong
 from edgephi.profile.cgroup import read_limits
 from edgephi.profile.probe import read_memory
-from edgephi.runtime.bundles import Progress, ensure_bundle, host_options
+from edgephi.runtime.bundles import ensure_bundle, host_options
 
 if TYPE_CHECKING:
     from edgephi.runtime.tvm_backend import TvmBackend

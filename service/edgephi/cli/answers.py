@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from edgephi.cli.compose import LocalService, Progress, ServiceOptions, open_service
+from edgephi.cli.compose import LocalService, ServiceOptions, open_service
 from edgephi.cli.options import Address
 from edgephi.cli.sampling import SamplingChoice
 from edgephi.errors import EngineFailed
 
 if TYPE_CHECKING:
+    from edgephi.artifact.manifest import Progress
     from edgephi.client import Client, FinalInfo
     from edgephi.generation.request import Final
 

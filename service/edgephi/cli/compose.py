@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from edgephi.errors import ConfigError, InvalidRequest, ModelInvalid, ModelNotFo
 
 if TYPE_CHECKING:
     from edgephi.artifact.config import ModelConfig
+    from edgephi.artifact.manifest import Progress
     from edgephi.engine.backend import Backend
     from edgephi.engine.loop import EngineLoop
     from edgephi.engine.request import SamplingParams
@@ -39,9 +39,6 @@ FAKE_STEP_S = 0.02
 FAKE_PAGE_TOKENS = 16
 FAKE_KV_TOKENS = 4096
 _NOT_IN_ID = re.compile(r"[^a-z0-9._-]+")
-
-Progress = Callable[[str, int, int], None]
-"""Called with a label, bytes done and bytes in all while something long runs."""
 
 
 class EngineKind(enum.Enum):

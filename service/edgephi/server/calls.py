@@ -109,6 +109,31 @@ def wrap_handler(handler: Any, path: str, scope: Scope, *, is_innermost: bool) -
     )
 
 
+class ScopeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """
+    Puts :meth:`scope` around every call of a server.
+
+    Args:
+        is_innermost: As in :func:`wrap_handler`.
+    """
+
+    def __init__(self, *, is_innermost: bool) -> None:
+        self._is_innermost = is_innermost
+
+    def scope(self, method: Method, context: Context) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the block that holds one call."""
+        raise NotImplementedError
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        """Wrap the handler of a call; None stays None, which gRPC answers with UNIMPLEMENTED."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        return wrap_handler(handler, details.method, self.scope, is_innermost=self._is_innermost)
+
+
 async def _unary_call(behavior: Callable[..., Awaitable[Any]], request: Any, context: Context) -> Any:
     response = await behavior(request, context)
     current_call().num_sent += 1

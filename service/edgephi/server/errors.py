@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from edgephi.server.calls import Context, Method, current_call, wrap_handler
+from edgephi.server.calls import Context, Method, ScopeInterceptor, current_call
 from edgephi.server.status import answer_of, row_of
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+class ErrorInterceptor(ScopeInterceptor):
     """
     Maps what a handler raises to a status. Lives as long as its server.
 
@@ -26,19 +26,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
     """
 
     def __init__(self, log: Any) -> None:
+        super().__init__(is_innermost=True)
         self._log = log
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Wrap the handler of a call; None stays None, which gRPC answers with UNIMPLEMENTED."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        return wrap_handler(handler, details.method, self._scope, is_innermost=True)
-
     @contextlib.asynccontextmanager
-    async def _scope(self, method: Method, context: Context) -> AsyncIterator[None]:
+    async def scope(self, method: Method, context: Context) -> AsyncIterator[None]:
+        """Answer whatever the call raises with the status of its row in the table."""
         try:
             yield
         except grpc.aio.AbortError:

@@ -11,12 +11,12 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from edgephi.server.calls import CallRecord, Context, Method, record_call, wrap_handler
+from edgephi.server.calls import CallRecord, Context, Method, ScopeInterceptor, record_call
 from edgephi.server.metrics import Metrics
 from edgephi.server.status import REQUEST_ID_KEY
 
@@ -25,7 +25,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+class CallInterceptor(ScopeInterceptor):
     """
     The outermost interceptor. Lives as long as its server.
 
@@ -35,20 +35,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     """
 
     def __init__(self, log: Any, metrics: Metrics) -> None:
+        super().__init__(is_innermost=False)
         self._log = log
         self._metrics = metrics
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Wrap the handler of a call; None stays None, which gRPC answers with UNIMPLEMENTED."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        return wrap_handler(handler, details.method, self._scope, is_innermost=False)
-
     @contextlib.asynccontextmanager
-    async def _scope(self, method: Method, context: Context) -> AsyncIterator[None]:
+    async def scope(self, method: Method, context: Context) -> AsyncIterator[None]:
+        """Give the call its id, count it, and log its end."""
         started = time.monotonic()
         code = grpc.StatusCode.OK
         with record_call(_request_id(context)) as call:

@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from tvm.script import tirx as T
 
+from edgephi.artifact.quantization import GROUP_SIZE, ZERO_CODE
 from edgephi.compiler.kernels import vector as v
 
-GROUP = 32
-ZERO_POINT = 7
+# The weights' own: a group of activations meets a group of weights, whose zero point it takes off.
+GROUP = GROUP_SIZE
+ZERO_POINT = ZERO_CODE
 
 
 class Activations(enum.Enum):
@@ -39,7 +41,7 @@ def store_quantized(q, s, z, i, g, y0, y1):
     q[i, T.ramp(g * 32, 1, 16)] = T.Cast("int8x16", i0)
     q[i, T.ramp(g * 32 + 16, 1, 16)] = T.Cast("int8x16", i1)
     s[i, g] = largest / T.float32(127)
-    z[i, g] = largest / T.float32(127) * T.float32(7) * T.Cast("float32", v.reduce_sum_i32(i0 + i1))
+    z[i, g] = largest / T.float32(127) * T.float32(ZERO_POINT) * T.Cast("float32", v.reduce_sum_i32(i0 + i1))
 
 
 def quantize_reference(
