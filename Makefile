@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format proto bench pocket pocket-scores golden wheel clean
+.PHONY: help setup demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels precision pocket pocket-scores golden wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old; edgephi needs 3.11: make PYTHON=python3.11 ...")'
@@ -30,11 +30,22 @@ setup: $(VENV)/.developer ## install edgephi and the developers' tools into .ven
 demo: $(VENV)/.installed ## serve the pocket model on loopback, ask it over gRPC, stop it
 	$(BIN)/edgephi demo
 
-test: $(VENV)/.developer ## run the tests (all but those marked slow)
-	$(BIN)/pytest -m 'not slow'
+test: $(VENV)/.developer ## run the tests (all but those marked slow or arm64)
+	$(BIN)/pytest -m 'not slow and not arm64'
 
-test-all: $(VENV)/.developer ## run every test
-	$(BIN)/pytest
+test-all: $(VENV)/.developer ## run every test but those marked arm64
+	$(BIN)/pytest -m 'not arm64'
+
+$(VENV)/.zig: pyproject.toml $(VENV)/.developer
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[zig]'
+	@touch $@
+
+test-arm64: $(VENV)/.zig ## cross-compile and run the kernels, models and a server on emulated ARM CPUs (x86 Debian, as root)
+	$(BIN)/python -m tests.arm64.root
+	$(BIN)/pytest -m arm64 tests/arm64
+
+mca: $(VENV)/.developer ## bound the matrix kernel's speed on ARM cores from its machine code (needs llvm-mca 19 or later)
+	$(BIN)/python -m tests.arm64.mca
 
 check: $(VENV)/.developer ## lint, types, import contracts, contract lint, generated code fresh
 	$(BIN)/ruff check .
@@ -57,6 +68,38 @@ build/phi3-mini-4k-synth: | $(VENV)/.installed
 
 bench: $(VENV)/.installed | build/phi3-mini-4k-synth ## measure Phi-3-mini's full size with random weights (5 GB of disk)
 	$(BIN)/edgephi bench --model build/phi3-mini-4k-synth --json
+
+bench-kernels: $(VENV)/.installed ## measure the matrix kernel against arithmetic and memory
+	$(BIN)/python -m tests.bench.kernels
+
+precision: $(VENV)/.installed ## measure what int8 activations and int8 keys and values cost
+	$(BIN)/python -m tests.bench.precision
+
+build/peers-venv/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PYTHON) -m venv build/peers-venv
+	build/peers-venv/bin/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@# From source, so that llama.cpp is compiled for this CPU.
+	CMAKE_ARGS=-DGGML_NATIVE=ON build/peers-venv/bin/pip install --quiet --disable-pip-version-check \
+	    --no-binary llama-cpp-python --group peers
+	@touch $@
+
+build/peers/phi3.gguf: | build/peers-venv/.installed
+	build/peers-venv/bin/python -m tests.bench.models.gguf_model $@
+
+build/peers/onnx: | build/peers-venv/.installed
+	build/peers-venv/bin/python -m tests.bench.models.onnx_model $@
+
+build/peers/openvino: | build/peers-venv/.installed
+	build/peers-venv/bin/python -m tests.bench.models.openvino_model $@
+
+bench-peers: $(VENV)/.installed | build/phi3-mini-4k-synth build/peers/phi3.gguf build/peers/onnx build/peers/openvino ## compare with llama.cpp, ONNX Runtime GenAI and OpenVINO (24 GB of RAM, 12 GB of disk, an hour)
+	$(BIN)/python -m tests.bench.compare
+
+speculation: $(VENV)/.installed ## count tokens per pass over the weights with guessed tokens, on the pocket model
+	$(BIN)/python tests/bench/speculation.py
+
+overhead: $(VENV)/.installed ## time sampling and the engine's steps without a model
+	$(BIN)/python tests/bench/overhead.py
 
 pocket: $(VENV)/.installed ## train the pocket model again (20 to 40 minutes on two cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from edgephi.cli.checks import Status, check_cores, check_cpu, check_linker, check_memory, check_models_disk
+from edgephi.cli.checks import (
+    Status,
+    check_cores,
+    check_cpu,
+    check_linker,
+    check_memory,
+    check_models_disk,
+    check_threads,
+)
 from edgephi.profile.cores import CoreCluster
 from edgephi.profile.probe import CpuFacts, DeviceFacts, LimitFacts, MemoryFacts, OsFacts
 
@@ -58,6 +66,18 @@ def test_powersave_and_quota_are_warnings() -> None:
     assert (quota.status, "--threads 1" in str(quota.remedy)) == (Status.WARN, True)
 
 
+def test_the_chosen_cores_and_the_reason_are_said() -> None:
+    """Doctor says how many threads would compute, on which CPUs, and why; without known cores it warns."""
+    assert check_threads(PI5).found == "3 for Phi-3-mini on any CPU: all of 4 cores, less one for the network front"
+    clusters = (CoreCluster((4, 5), 2400, "Cortex-A76", None), CoreCluster((0, 1, 2, 3), 1800, "Cortex-A55", None))
+    limits = dataclasses.replace(PI5.limits, allowed_cpus=tuple(range(6)))
+    phone = dataclasses.replace(PI5, cpu=dataclasses.replace(PI5.cpu, clusters=clusters), limits=limits)
+    assert check_threads(phone).found == "2 for Phi-3-mini on CPUs 4, 5: all of 2 fast cores of 6"
+    nothing = dataclasses.replace(PI5.cpu, clusters=())
+    unknown = dataclasses.replace(PI5, cpu=nothing, limits=dataclasses.replace(limits, allowed_cpus=()))
+    assert check_threads(unknown).status is Status.WARN
+
+
 @pytest.mark.parametrize(
     ("available", "limit", "status"),
     [
@@ -102,3 +122,11 @@ def test_doctor_reports_this_machine(invoke: Any) -> None:
     assert text.exit_code == value.exit_code == int(failed)
     assert all(check["name"] in text.stdout for check in report["checks"])
     assert all(check["remedy"] for check in report["checks"] if check["status"] != "ok")
+
+
+def test_threads_can_be_left_to_the_program(invoke: Any, tiny: Path) -> None:
+    """``auto`` is a value of --threads, what is no number and no ``auto`` is wrong on the command line."""
+    arguments = ("run", "hi", "--engine", "fake", "--model", str(tiny))
+    assert invoke(*arguments, "--threads", "auto").exit_code == 0
+    for wrong in ("0", "-1", "all", "1.5", ""):
+        assert invoke(*arguments, "--threads", wrong).exit_code == 2

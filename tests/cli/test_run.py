@@ -29,6 +29,19 @@ def test_run_stats_go_to_standard_error(invoke: Any, fake: tuple[str, ...]) -> N
     assert FAKE_ANSWER.startswith(result.stdout.rstrip("\n"))
 
 
+@pytest.mark.tvm
+def test_run_stats_tell_how_many_tokens_were_guessed(invoke: Any, tiny: Path) -> None:
+    """--draft-tokens changes what an answer takes and nothing of what it says; --json has the count."""
+    found = []
+    for drafts in ("0", "8"):
+        command = ("run", "hello", "--json", "-n", "60", "--model", tiny, "--seed", "1", "--draft-tokens", drafts)
+        value = json.loads(invoke(*command, "--temperature", "0").stdout)
+        assert value["output_tokens"] > value["accepted_tokens"]
+        found.append(value)
+    assert found[0]["text"] == found[1]["text"]
+    assert found[0]["accepted_tokens"] == 0
+
+
 def test_run_json_is_one_object(invoke: Any, fake: tuple[str, ...]) -> None:
     """--json prints one object with the text, why it ended and the counts."""
     result = invoke("run", "hello", "--json", "-n", "4", "--logprobs", "2", *fake)
@@ -85,6 +98,8 @@ def test_options_come_from_the_environment(invoke: Any, tiny: Path) -> None:
         ("run", "hi", "--tls-server-name", "x"),
         ("run", "hi", "--threads", "0"),
         ("run", "hi", "--connect", "127.0.0.1:1", "--model", "pocket"),
+        ("run", "hi", "--connect", "127.0.0.1:1", "--draft-tokens", "2"),
+        ("run", "hi", "--draft-tokens", "-1"),
         ("bench", "--engine", "fake"),
     ],
     ids=" ".join,

@@ -11,8 +11,9 @@ import pytest
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from edgephi.artifact.bundle import KV_DTYPES
 from edgephi.compiler.kernels.activations import Activations
-from edgephi.compiler.kernels.attention import PAGE_SIZE, attention
+from edgephi.compiler.kernels.attention import attention
 from edgephi.compiler.kernels.embedding import embed, take_rows
 from edgephi.compiler.kernels.matmul_q4 import matmul_q4
 from edgephi.compiler.kernels.norm import rms_norm
@@ -26,26 +27,37 @@ Build = Callable[..., Any]
 
 pytestmark = pytest.mark.tvm
 
-# The dot product a level is there for; the others have none.
+# The multiplication of bytes a level's kernels are built on; the portable one has none.
 DOT_OF_LEVEL: Mapping[str, str] = MappingProxyType(
-    {"avx512-vnni": "vpdpbusd", "avx-vnni": "vpdpbusd", "armv8.6-i8mm": "sdot", "armv8.2-dotprod": "sdot"}
+    {
+        "avx512-vnni": "vpdpbusd",
+        "avx-vnni": "vpdpbusd",
+        "x86-64-v3": "vpmaddubsw",
+        "armv8.6-i8mm": "sdot",
+        "armv8.2-dotprod": "sdot",
+        "armv8.0": "smlal",
+    }
 )
 
 
 def _kernels(shape: KernelShape) -> dict[str, PrimFunc]:
     """All kernels with both activations, matrices of three block sizes, and Phi-3's own head of 96."""
-    heads: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 96, "num_layers": 2, "kv_dtype": "float16"}
+    heads: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 96, "num_layers": 2}
     found = {
         "embed": embed(32, 96, "float16"),
         "take": take_rows(96),
         "rope_angles": rope_angles(48, 1.0),
-        "rope_append": rope_append(page_size=PAGE_SIZE, **heads),
     }
+    for kv_dtype in KV_DTYPES:
+        found[f"rope_append_{kv_dtype}"] = rope_append(kv_dtype=kv_dtype, **heads)
+        for activations in Activations:
+            found[f"attention_{activations.value}_{kv_dtype}"] = attention(
+                sliding_window=2047, activations=activations, kv_dtype=kv_dtype, shape=shape, **heads
+            )
     for activations in Activations:
         name = activations.value
         found[f"norm_{name}"] = rms_norm(96, 1e-5, activations)
         found[f"swiglu_{name}"] = swiglu(96, activations)
-        found[f"attention_{name}"] = attention(sliding_window=2047, activations=activations, **heads)
         for n in (16, 32, 64):
             found[f"matmul_{n}_{name}"] = matmul_q4(n, 96, shape, "float16", activations, residual=n == 32)
     return found
@@ -90,7 +102,7 @@ def test_each_level_uses_its_dot_product_and_no_other(compiled: tuple[str, Any])
     """The instruction a level is named for is there, and no level uses one that its CPUs may lack."""
     level, library = compiled
     code = library.mod.inspect_source("asm")
-    found = set(re.findall(r"\b(vpdpbusd|vpdpwssd|sdot|udot|usdot|smmla|usmmla)\b", code))
+    found = set(re.findall(r"\b(vpdpbusd|vpdpwssd|vpmaddubsw|sdot|udot|usdot|smmla|usmmla|smlal)\b", code))
     assert found == ({DOT_OF_LEVEL[level]} if level in DOT_OF_LEVEL else set())
     registers = {"zmm": "%zmm", "ymm": "%ymm", "xmm": "%xmm"}
     widest = next((name for name, text in registers.items() if text in code), None)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from edgephi.artifact.bundle import BundleOptions
 from edgephi.compiler.kernels.embedding import take_rows
 from edgephi.compiler.link import link_library, linker_command
+from edgephi.compiler.pipeline import compile_model
 from edgephi.errors import CompileFailed
-from edgephi.profile.isa import host_arch
+from edgephi.profile.isa import ISA_LEVELS, host_arch
 
 Build = Callable[..., Any]
 
@@ -59,6 +61,14 @@ def test_zig_links_for_the_oldest_glibc_we_promise(
     monkeypatch.syspath_prepend(tmp_path)
     command = linker_command("aarch64", "x86_64")
     assert command == [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.28"]
+
+
+def test_without_a_linker_nothing_is_begun(no_linkers: Path, tmp_path: Path) -> None:
+    """Compiling for another architecture without zig fails before the model is even read, and leaves nothing."""
+    level = next(level.name for level in ISA_LEVELS.values() if level.arch != host_arch())
+    with pytest.raises(CompileFailed, match=r"needs zig: pip install 'edgephi\[zig\]'"):
+        compile_model(tmp_path / "no-model", tmp_path / "build" / level, BundleOptions(level=level))
+    assert not (tmp_path / "build").exists()
 
 
 @pytest.mark.tvm

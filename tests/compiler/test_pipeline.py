@@ -136,8 +136,8 @@ def test_refusals_before_anything_is_made(model: Path, level: str, tmp_path: Pat
         compile_model(model, out, BundleOptions(level="sparc"))
     with pytest.raises(ConfigError, match=r"activations is 'int4'.*int8, float32"):
         compile_model(model, out, BundleOptions(level=level, activations="int4"))
-    with pytest.raises(ConfigError, match=r"kv_dtype is 'int8'.*float16, float32"):
-        compile_model(model, out, BundleOptions(level=level, kv_dtype="int8"))
+    with pytest.raises(ConfigError, match=r"kv_dtype is 'int4'.*int8, float16, float32"):
+        compile_model(model, out, BundleOptions(level=level, kv_dtype="int4"))
     with pytest.raises(ConfigError, match="max_batch_tokens is 0"):
         compile_model(model, out, BundleOptions(level=level, max_batch_tokens=0))
     _edit(model, vocab_size=150)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgephi.artifact.bundle import KV_DTYPES
+from edgephi.compiler.kernels.kv_pages import PAGE_SIZE, page_elements, read_reference, write_reference
 from edgephi.compiler.kernels.rope import rope_angles, rope_append, rope_reference
 
 Build = Callable[..., Any]
@@ -17,9 +19,8 @@ Run = Callable[..., None]
 
 pytestmark = pytest.mark.tvm
 
-PAGE_SIZE = 16
 NUM_LAYERS = 2
-SHAPES = list(itertools.product(((2, 2, 96), (4, 1, 32)), ("float32", "float16")))
+SHAPES = list(itertools.product(((2, 2, 96), (4, 1, 32)), KV_DTYPES))
 SCALES = (1.0, 1.19)
 
 
@@ -37,7 +38,6 @@ def library(level: str, build: Build) -> Any:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             num_layers=NUM_LAYERS,
-            page_size=PAGE_SIZE,
             kv_dtype=kv_dtype,
         )
     return build(level, kernels)
@@ -66,7 +66,8 @@ def test_append_rotates_and_stores(shape: tuple[int, int, int], kv_dtype: str, l
     Queries come back rotated and scaled, keys and values lie in their slots of their layer, and nothing else changes.
 
     A rotation is two products and a sum of numbers up to 4, so float32 results are within 1e-6 of the twin; float16
-    pages hold them to one unit in the last place of float16.
+    pages hold them to one unit in the last place of float16, int8 pages to half a step of 1 / 127 of the head's
+    largest, and a little for the scale's own rounding.
     """
     heads, kv_heads, head_dim = shape
     rng = np.random.default_rng(1)
@@ -75,7 +76,7 @@ def test_append_rotates_and_stores(shape: tuple[int, int, int], kv_dtype: str, l
     qkv = rng.standard_normal((4, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
     frequency = (10000.0 ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     angle = positions[:, None].astype(np.float32) * frequency
-    pages = np.full((NUM_LAYERS, 6, 2, kv_heads, PAGE_SIZE * head_dim), 77, kv_dtype)
+    pages = np.full((NUM_LAYERS, kv_heads, 6, page_elements(kv_dtype, head_dim)), 77, kv_dtype)
     q = np.full((4, heads * head_dim), np.nan, np.float32)
 
     # The pages are changed in place, so they are passed as an output; the layer's number stands between.
@@ -91,13 +92,18 @@ def test_append_rotates_and_stores(shape: tuple[int, int, int], kv_dtype: str, l
     assert np.abs(q.reshape(4, heads, head_dim) - wanted_q).max() <= 1e-6
     wanted_k = rope_reference(rows[:, heads : heads + kv_heads], positions, frequency)
     wanted_v = rows[:, heads + kv_heads :]
-    tolerance = 1e-6 if kv_dtype == "float32" else 2.0**-11
-    untouched = np.ones(pages.shape, np.bool_)
     for row, slot in enumerate(slots.tolist()):
         page, offset = divmod(slot, PAGE_SIZE)
-        key = (1, page, 0, slice(None), slice(offset, None, PAGE_SIZE))
-        value = (1, page, 1, slice(None), slice(offset * head_dim, (offset + 1) * head_dim))
-        np.testing.assert_allclose(pages[key], wanted_k[row], rtol=tolerance, atol=1e-6)
-        np.testing.assert_array_equal(pages[value], wanted_v[row].astype(kv_dtype))
-        untouched[key] = untouched[value] = False
-    assert (pages[untouched] == 77).all()
+        keys, values = read_reference(pages, 1, page, offset, head_dim)
+        for found, wanted in ((keys, wanted_k[row]), (values, wanted_v[row])):
+            tolerance = {"float32": 1e-6, "float16": 2.0**-11 * np.abs(wanted) + 1e-6}.get(kv_dtype)
+            if tolerance is None:
+                tolerance = np.abs(wanted).max(axis=1, keepdims=True) * (0.5 / 127 + 2.0**-11)
+            assert (np.abs(found - wanted) <= tolerance).all()
+        # What the kernel should have left alone is found by overwriting what it should have written.
+        write_reference(pages, 1, page, offset, *np.full((2, kv_heads, head_dim), 3.0, np.float32))
+    untouched = np.full(pages.shape, 77, kv_dtype)
+    for slot in slots.tolist():
+        page, offset = divmod(slot, PAGE_SIZE)
+        write_reference(untouched, 1, page, offset, *np.full((2, kv_heads, head_dim), 3.0, np.float32))
+    np.testing.assert_array_equal(pages, untouched)

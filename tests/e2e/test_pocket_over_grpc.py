@@ -33,6 +33,8 @@ COMMANDS = (
     "what is the capital of france",
 )
 
+GREEDY = SamplingParams(temperature=0.0)
+
 
 @pytest.fixture(scope="module")
 def pocket() -> Iterator[LocalService]:
@@ -49,12 +51,10 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
         yield service
 
 
-def answer_in_process(service: LocalService, command: str) -> str:
-    """Greedy answer without a server."""
+def answer_in_process(service: LocalService, command: str, sampling: SamplingParams = GREEDY) -> str:
+    """Answer without a server, greedy unless told otherwise."""
     prompt = service.generator.chat_prompt([Message(Role.USER, command)])
-    request = GenerationRequest(
-        prompt=prompt, max_tokens=100, sampling=SamplingParams(temperature=0.0), stop=(), request_id="in-process"
-    )
+    request = GenerationRequest(prompt=prompt, max_tokens=100, sampling=sampling, stop=(), request_id="in-process")
     return "".join(event.text for event in service.generator.stream(request) if isinstance(event, Delta))
 
 
@@ -136,6 +136,19 @@ async def test_one_of_two_clients_cancels_in_the_middle(endless: LocalService) -
     # The cancelled answer stopped being computed: nothing like its 900 tokens was drawn.
     assert endless.loop.stats().tokens_generated_total - before < 50
     assert endless.loop.stats().tokens_generated_total < 700
+
+
+def test_guessed_tokens_change_no_answer(pocket: LocalService) -> None:
+    """Greedy and sampled answers are the same with guessed tokens and without, and some guesses come true."""
+    commands = [example.text for example in build_test_sets(2)["held_out"]]
+    sampling = SamplingParams(temperature=0.7, top_p=0.95, seed=5)
+    with open_service(ServiceOptions(max_draft_tokens=0)) as plain:
+        expected = [answer_in_process(plain, command) for command in commands]
+        drawn = [answer_in_process(plain, command, sampling) for command in commands]
+        assert plain.loop.stats().drafted_tokens_total == 0
+    assert [answer_in_process(pocket, command) for command in commands] == expected
+    assert [answer_in_process(pocket, command, sampling) for command in commands] == drawn
+    assert pocket.loop.stats().accepted_tokens_total > 0
 
 
 def test_the_compiled_model_is_found_again(pocket: LocalService, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -17,6 +18,7 @@ from edgephi.engine.request import (
     FinishReason,
     RequestId,
     SamplingParams,
+    TokenLogprobs,
     TokenSampled,
 )
 from edgephi.errors import EngineFailed, Overloaded
@@ -24,18 +26,30 @@ from edgephi.runtime.fake import FakeBackend
 
 _STOP_TOKEN = 3
 _PREFIXES = ((), (1, 2, 3, 4), (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9))
+_HABIT = 7.0  # makes about two of three tokens predictable
 _SAMPLING = (
     SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.0, frequency_penalty=0.7, logprobs=2),
     SamplingParams(temperature=1.2, seed=1),
     SamplingParams(temperature=0.8, seed=2, top_k=9, top_p=0.9, repetition_penalty=1.2, presence_penalty=0.5),
 )
+
+
+Drawn = tuple[tuple[int, TokenLogprobs | None], ...]
 
 
 class FragileBackend(FakeBackend):
     """A small fake whose next forward can be made to fail, after it has already written to its pages."""
 
     def __init__(self, num_pages: int) -> None:
-        super().__init__(vocab_size=40, page_size=4, num_pages=num_pages, max_batch_tokens=9, max_context_tokens=48)
+        super().__init__(
+            vocab_size=40,
+            page_size=4,
+            num_pages=num_pages,
+            max_batch_tokens=9,
+            max_context_tokens=48,
+            habit=_HABIT,
+        )
         self.fails_next = False
 
     def forward(self, batch: ForwardBatch) -> F32Array:
@@ -47,8 +61,8 @@ class FragileBackend(FakeBackend):
 
 
 @functools.cache
-def _alone(prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams) -> tuple[tuple[int, ...], FinishReason]:
-    """The answer of a request that has an engine to itself."""
+def _alone(prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams) -> tuple[Drawn, FinishReason]:
+    """The answer of a request that has an engine to itself, without guessed tokens."""
     engine = Engine(FragileBackend(num_pages=12), EngineConfig(max_running=1, prefill_chunk_tokens=9))
     engine.submit(_request("alone", prompt, max_tokens, sampling))
     events: list[EngineEvent] = []
@@ -56,7 +70,11 @@ def _alone(prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams) -
         events += engine.step()
     end = events[-1]
     assert isinstance(end, Finished)
-    return tuple(e.token_id for e in events if isinstance(e, TokenSampled)), end.reason
+    return _drawn(events), end.reason
+
+
+def _drawn(events: list[EngineEvent]) -> Drawn:
+    return tuple((e.token_id, e.logprobs) for e in events if isinstance(e, TokenSampled))
 
 
 def _request(name: str, prompt: tuple[int, ...], max_tokens: int, sampling: SamplingParams) -> EngineRequest:
@@ -72,11 +90,15 @@ def _request(name: str, prompt: tuple[int, ...], max_tokens: int, sampling: Samp
 class EngineMachine(RuleBasedStateMachine):
     """An engine with few pages, short pages and a small batch, so that everything happens often."""
 
+    max_draft_tokens: ClassVar = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.backend = FragileBackend(num_pages=14)
         self.engine = Engine(
-            self.backend, EngineConfig(max_running=3, max_waiting=4, prefill_chunk_tokens=5), clock=lambda: 0.0
+            self.backend,
+            EngineConfig(max_running=3, max_waiting=4, prefill_chunk_tokens=5, max_draft_tokens=self.max_draft_tokens),
+            clock=lambda: 0.0,
         )
         self.requests: dict[RequestId, EngineRequest] = {}
         self.events: dict[RequestId, list[EngineEvent]] = {}
@@ -136,6 +158,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert num_steps < 500, "the engine makes no progress"
         stats = self.engine.stats()
         assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+        assert stats.accepted_tokens_total <= stats.drafted_tokens_total <= 3 * stats.tokens_generated_total
         for request_id, events in self.events.items():
             self._check_answer(self.requests[request_id], events)
 
@@ -146,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
     def _check_answer(self, request: EngineRequest, events: list[EngineEvent]) -> None:
         end = events[-1]
         assert isinstance(end, Finished)
-        answer = tuple(e.token_id for e in events if isinstance(e, TokenSampled))
+        answer = _drawn(events)
         expected, reason = _alone(request.prompt, request.max_tokens, request.sampling)
         is_complete = end.error is None and end.usage.output_tokens == len(expected) + (reason is FinishReason.STOP)
         if is_complete:
@@ -156,5 +179,14 @@ class EngineMachine(RuleBasedStateMachine):
             assert answer == expected[: len(answer)]
 
 
-EngineMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+class DraftingEngineMachine(EngineMachine):
+    """The same with guessed tokens in most steps: the clock stands still, so they seem to cost nothing."""
+
+    max_draft_tokens: ClassVar = 3
+
+
+_SETTINGS = settings(max_examples=80, stateful_step_count=40, deadline=None)
+EngineMachine.TestCase.settings = _SETTINGS
+DraftingEngineMachine.TestCase.settings = _SETTINGS
 TestEngine = EngineMachine.TestCase
+TestDraftingEngine = DraftingEngineMachine.TestCase

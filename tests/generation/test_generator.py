@@ -53,6 +53,7 @@ def running(
     max_running: int = 4,
     max_waiting: int = 4,
     default_max_tokens: int | None = None,
+    max_draft_tokens: int = 0,
     **options: Any,
 ) -> Iterator[Rig]:
     """An engine whose every answer is the script and then <|end|>."""
@@ -63,7 +64,12 @@ def running(
         max_context_tokens=CONTEXT_TOKENS,
         **options,
     )
-    config = EngineConfig(max_running=max_running, max_waiting=max_waiting, prefill_chunk_tokens=8)
+    config = EngineConfig(
+        max_running=max_running,
+        max_waiting=max_waiting,
+        prefill_chunk_tokens=8,
+        max_draft_tokens=max_draft_tokens,
+    )
     with EngineLoop(Engine(backend, config)) as loop:
         generator = Generator(
             tokenizer,
@@ -134,6 +140,25 @@ def test_a_stop_string_ends_the_request_at_once(rig: Rig, tokenizer: Tokenizer, 
     assert final.usage.output_tokens == needed
     assert rig.loop.stats().tokens_generated_total == needed
     assert_pages_are_free(rig.loop)
+
+
+@pytest.mark.parametrize("stop", ["moves", "bot mo", " d", "!"])
+def test_a_stop_string_among_guessed_tokens_ends_the_request_at_once(tokenizer: Tokenizer, stop: str) -> None:
+    """Text, end and counts are those without guesses, also where one forward gave tokens beyond the stop string."""
+    script = tokenizer.encode(ANSWER)
+    found = []
+    for max_draft_tokens in (0, 8):
+        # Steps of equal length, so that guesses seem to cost nothing.
+        with running(tokenizer, script, max_draft_tokens=max_draft_tokens, step_delay_s=0.002) as rig:
+            rig.run(rig.request("first"))  # what it says is guessed from then on
+            num_tokens = rig.loop.stats().tokens_generated_total
+            deltas, final = rig.run(rig.request("second", stop=(stop,)))
+            num_tokens = rig.loop.stats().tokens_generated_total - num_tokens
+            assert_pages_are_free(rig.loop)
+        assert (final.usage.accepted_tokens > 0) == (max_draft_tokens > 0)
+        found.append((text_of(deltas), final.reason, final.matched_stop, final.usage.output_tokens, num_tokens))
+    assert found[0] == found[1]
+    assert found[0][3] == found[0][4]
 
 
 def test_a_stop_string_in_the_last_allowed_token_is_a_stop(rig: Rig) -> None:

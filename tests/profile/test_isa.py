@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from edgephi.profile.isa import (
     host_arch,
     host_features,
     normalize_arch,
+    parse_auxiliary_vector,
     parse_features,
     supported_levels,
 )
@@ -81,9 +83,45 @@ def test_features_are_those_all_cores_have(tmp_path: Path) -> None:
 
 
 def test_an_arm_without_a_feature_list_has_what_all_have(tmp_path: Path) -> None:
-    """Where /proc shows another architecture's file, as emulators do, the guaranteed features remain; x86 has none."""
+    """Where nothing in /proc tells a 64-bit Arm's features, the guaranteed ones remain; x86 has none."""
     assert best_level(host_features(tmp_path, arch="aarch64"), "aarch64").name == "armv8.0"
     assert host_features(tmp_path, arch="x86_64") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("hwcap", "hwcap2", "level"),
+    [
+        (0x8FB, 0, "armv8.0"),  # as QEMU's Cortex-A72, Cortex-A76 and best CPU without SVE give them to a process
+        (0x119FFB, 0, "armv8.2-dotprod"),
+        (0xECBFFFFB, 0x76181, "armv8.6-i8mm"),
+    ],
+)
+def test_what_an_arm_kernel_tells_its_processes_is_believed_first(
+    hwcap: int, hwcap2: int, level: str, tmp_path: Path
+) -> None:
+    """The auxiliary vector decides on Arm, whatever machine /proc/cpuinfo describes."""
+    words = ((3, 0x5500000040), (16, hwcap), (17, 100), (26, hwcap2), (0, 0), (16, (1 << 64) - 1))
+    vector = b"".join(struct.pack("<QQ", *pair) for pair in words)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/auxv").write_bytes(vector)
+    for text in (f"flags : {HASWELL}\n", f"Features : {PI4}\n", f"Features : {GRAVITON3}\n"):
+        (tmp_path / "proc/cpuinfo").write_text(text)
+        assert best_level(host_features(tmp_path, arch="aarch64"), "aarch64").name == level
+    assert host_features(tmp_path, arch="x86_64") == frozenset()
+
+
+def test_the_bits_of_the_auxiliary_vector_have_the_kernels_names() -> None:
+    """QEMU's Cortex-A72 and Cortex-A76 come out as these cores' features; i8mm and bf16 are bits of the second word."""
+    a72 = frozenset((PI4 + " aes pmull sha1 sha2").split()) - {"evtstrm"}
+    assert parse_auxiliary_vector(struct.pack("<QQ", 16, 0x8FB)) == a72
+    assert parse_auxiliary_vector(struct.pack("<QQ", 16, 0x119FFB)) == frozenset(PI5.split()) - {"evtstrm"}
+    assert parse_auxiliary_vector(struct.pack("<QQ", 26, 3 << 13)) == {"i8mm", "bf16"}
+
+
+@given(vector=st.binary(max_size=100))
+def test_a_damaged_auxiliary_vector_is_no_error(vector: bytes) -> None:
+    """Any bytes are read; a pair that is not whole says nothing."""
+    assert parse_auxiliary_vector(vector) == parse_auxiliary_vector(vector[: len(vector) // 16 * 16])
 
 
 def test_this_machine_has_an_architecture() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgephi.profile.cgroup import CgroupLimits, read_limits
+from edgephi.profile.cgroup import CgroupLimits, read_available_memory, read_limits
 from edgephi.profile.cores import read_clusters
 from edgephi.profile.kernelfile import parse_cpu_list, parse_int, parse_kib, read_text
 from edgephi.profile.plan import Plan, PlanKind
@@ -87,6 +87,25 @@ def test_big_and_little_cores_are_told_apart_fastest_first(tmp_path: Path) -> No
         ((6,), 2352, "Cortex-A76"),
         ((0, 1, 2, 3), 1800, "Cortex-A55"),
     ]
+
+
+def test_capacities_tell_cores_apart_that_frequencies_do_not(tmp_path: Path) -> None:
+    """The kernel's capacity orders cores before frequency does; absurd ones count as unknown."""
+    files = {"sys/devices/system/cpu/online": "0-4"}
+    for n, (capacity, khz) in enumerate([(400, 2000000), (400, 2000000), (1024, 1900000), (0, 1), (9999, 1)]):
+        files[f"sys/devices/system/cpu/cpu{n}/cpu_capacity"] = str(capacity)
+        files[f"sys/devices/system/cpu/cpu{n}/cpufreq/cpuinfo_max_freq"] = str(khz)
+    clusters = read_clusters(plant(tmp_path, files))
+    assert [(c.cpus, c.capacity) for c in clusters] == [((2,), 1024), ((0, 1), 400), ((3, 4), None)]
+
+
+def test_threads_of_one_core_are_grouped(tmp_path: Path) -> None:
+    """CPUs that share a core are named together once, without offline ones; a core alone is no group."""
+    files = {"sys/devices/system/cpu/online": "0-2,4-5"}
+    for n, siblings in enumerate(["0,4", "1,5", "2,6", "3,7", "0,4", "1,5"]):
+        files[f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list"] = siblings
+    (cluster,) = read_clusters(plant(tmp_path, files))
+    assert (cluster.cpus, cluster.smt) == ((0, 1, 2, 4, 5), ((0, 4), (1, 5)))
 
 
 def test_a_machine_that_says_nothing(tmp_path: Path) -> None:
@@ -253,6 +272,67 @@ def test_the_smallest_limit_of_all_ancestors_counts(
     root = tmp_path / "root"
     root.mkdir()
     assert read_limits(plant(root, files)) == CgroupLimits(memory, cores)
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/a\n",
+                "proc/self/mountinfo": V2_MOUNT,
+                "sys/fs/cgroup/a/memory.max": str(4 * GIB),
+                "sys/fs/cgroup/a/memory.current": str(3 * GIB),
+                "sys/fs/cgroup/a/memory.stat": f"anon 1\ninactive_file {GIB}\nactive_file {GIB // 2}\nfile {9 * GIB}\n",
+            },
+            4 * GIB - (3 * GIB - GIB - GIB // 2),
+            id="v2-page-cache-is-available",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "proc/self/mountinfo": V2_MOUNT,
+                "sys/fs/cgroup/a/b/memory.high": str(2 * GIB),
+                "sys/fs/cgroup/a/memory.max": str(3 * GIB),
+                "sys/fs/cgroup/a/memory.current": str(2 * GIB),
+                "sys/fs/cgroup/memory.current": str(9 * GIB),
+            },
+            GIB,
+            id="v2-neighbours-in-an-ancestor-count",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "5:memory:/a\n",
+                "proc/self/mountinfo": V1_MEMORY,
+                "sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(2 * GIB),
+                "sys/fs/cgroup/memory/a/memory.usage_in_bytes": str(GIB),
+                "sys/fs/cgroup/memory/a/memory.stat": f"inactive_file 7\ntotal_inactive_file {GIB // 4}\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            2 * GIB - (GIB - GIB // 4),
+            id="v1",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/a\n",
+                "proc/self/mountinfo": V2_MOUNT,
+                "sys/fs/cgroup/a/memory.max": str(GIB),
+                "sys/fs/cgroup/a/memory.current": str(2 * GIB),
+                "sys/fs/cgroup/a/memory.stat": "inactive_file lots\nactive_file -5\n",
+            },
+            0,
+            id="more-used-than-allowed",
+        ),
+    ],
+)
+def test_what_a_limit_leaves_counts_the_page_cache(
+    tmp_path: Path, files: dict[str, str], available: int | None
+) -> None:
+    """Memory that others in the group use is not available, cached files are, and the tightest ancestor decides."""
+    root = tmp_path / "root"
+    root.mkdir()
+    assert read_available_memory(plant(root, files)) == available
 
 
 @given(text=st.text(max_size=60))

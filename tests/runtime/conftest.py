@@ -63,7 +63,8 @@ def models(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     for name in QUANTIZATIONS:
         folder = convert_checkpoint(tiny / "hf", root / name, quantization=name)
         wanted.append((folder, exact))
-    wanted += [(root / name, BundleOptions(level=best)) for name in ("q4f32_1", "q4f16_1")]
+    for name in ("q4f32_1", "q4f16_1"):
+        wanted += [(root / name, BundleOptions(level=best, kv_dtype=kv_dtype)) for kv_dtype in ("int8", "float16")]
     wanted += [(root / "q4f16_1", BundleOptions(level=level)) for level in lower]
     for name in ("q4f32_1", "q4f16_1"):
         folder = root / f"mlc-{name}"

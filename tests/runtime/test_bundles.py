@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgephi.artifact.bundle import BundleOptions, file_digest, read_bundle, verify_bundle
+from edgephi.artifact.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    BundleOptions,
+    FileDigest,
+    check_digest,
+    file_digest,
+    read_bundle,
+    verify_bundle,
+)
 from edgephi.errors import BundleInvalid, CompileFailed, ConfigError, CpuUnsupported, UnsupportedModel
-from edgephi.runtime import load_model
+from edgephi.runtime import bundles, load_model
 from edgephi.runtime.bundles import bundle_folder, current_bundle, ensure_bundle, host_options
+from edgephi.runtime.threads import ThreadPlan
 
 pytestmark = pytest.mark.tvm
 
@@ -66,6 +77,44 @@ def _truncate(bundle: Path, models: dict[str, Path]) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def _halve(name: str) -> Callable[[Path, dict[str, Path]], None]:
+    def damage(bundle: Path, models: dict[str, Path]) -> None:
+        path = bundle / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
+
+
+def _empty(name: str) -> Callable[[Path, dict[str, Path]], None]:
+    def damage(bundle: Path, models: dict[str, Path]) -> None:
+        (bundle / name).write_bytes(b"")
+
+    return damage
+
+
+def _fill_with_noise(name: str) -> Callable[[Path, dict[str, Path]], None]:
+    def damage(bundle: Path, models: dict[str, Path]) -> None:
+        path = bundle / name
+        path.write_bytes(np.random.default_rng(1).bytes(path.stat().st_size))
+
+    return damage
+
+
+def _flip_in_header(at: int) -> Callable[[Path, dict[str, Path]], None]:
+    def damage(bundle: Path, models: dict[str, Path]) -> None:
+        _flip(bundle / "weights.bin", at)
+
+    return damage
+
+
+def _make_folder(name: str) -> Callable[[Path, dict[str, Path]], None]:
+    def damage(bundle: Path, models: dict[str, Path]) -> None:
+        (bundle / name).unlink()
+        (bundle / name).mkdir()
+
+    return damage
+
+
 def _take_weights_of_another(bundle: Path, models: dict[str, Path]) -> None:
     # The exact one has the same weights and size but was not packed for this library.
     other = bundle_folder(models["hf-plain"], host_options(activations="float32", kv_dtype="float32"))
@@ -78,6 +127,10 @@ def _take_description_of_another(bundle: Path, models: dict[str, Path]) -> None:
 
 def _change_format(bundle: Path, models: dict[str, Path]) -> None:
     _forge(bundle, format_version=99)
+
+
+def _change_fingerprint(bundle: Path, models: dict[str, Path]) -> None:
+    _forge(bundle, fingerprint="fingerprint")
 
 
 def _drop_a_field(bundle: Path, models: dict[str, Path]) -> None:
@@ -110,17 +163,33 @@ def _parameter(**changes: Any) -> Callable[[Path, dict[str, Path]], None]:
 
 DAMAGES: list[tuple[str, Callable[[Path, dict[str, Path]], None], str]] = [
     ("truncated weights", _truncate, r"weights\.bin has \d+ bytes, bundle\.json says \d+"),
+    ("half of the weights", _halve("weights.bin"), r"weights\.bin has \d+ bytes, bundle\.json says \d+"),
+    ("empty weights", _empty("weights.bin"), r"weights\.bin has 0 bytes"),
+    ("weights of another kind", _fill_with_noise("weights.bin"), r"weights\.bin does not start as packed weights do"),
+    ("flipped bit in the magic", _flip_in_header(3), r"weights\.bin does not start as packed weights do"),
+    ("flipped bit in the fingerprint", _flip_in_header(20), r"weights\.bin was not packed for .*model\.so"),
+    ("flipped bit in the header's end", _flip_in_header(63), r"weights\.bin was not packed for .*model\.so"),
+    ("weights are a folder", _make_folder("weights.bin"), r"weights\.bin is missing"),
     ("foreign weights", _take_weights_of_another, r"weights\.bin was not packed for .*model\.so"),
     ("foreign description", _take_description_of_another, r"has \d+ bytes, bundle\.json says \d+"),
-    ("other format", _change_format, "has format 99, this version reads 1"),
+    ("other format", _change_format, f"has format 99, this version reads {FORMAT_VERSION}"),
     ("field missing", _drop_a_field, "not a bundle this version reads.*fingerprint"),
     ("cut description", _cut_description, "not a bundle this version reads"),
+    ("empty description", _empty("bundle.json"), "not a bundle this version reads"),
+    ("noise as description", _fill_with_noise("bundle.json"), "not a bundle this version reads"),
+    ("description is a folder", _make_folder("bundle.json"), r"bundle\.json cannot be read \(Is a directory\)"),
+    ("fingerprint of no digest", _change_fingerprint, "not a bundle this version reads.*fingerprint"),
+    ("half of the library", _halve("model.so"), r"model\.so has \d+ bytes, bundle\.json says \d+"),
+    ("empty library", _empty("model.so"), r"model\.so has 0 bytes"),
     ("no library", _remove_library, r"model\.so is missing"),
     ("no description", _remove_description, r"bundle\.json does not exist"),
     ("parameter past the end", _parameter(offset=1 << 40), "does not fit a file of"),
     ("parameter not aligned", _parameter(offset=100), "does not fit"),
     ("parameter of another size", _parameter(nbytes=64), "does not fit"),
     ("parameter of unknown type", _parameter(dtype="float5"), "unknown type 'float5'"),
+    ("parameter of objects", _parameter(dtype="O"), "unknown type 'O'"),
+    ("parameter of fields", _parameter(dtype="f4,f4"), "unknown type 'f4,f4'"),
+    ("parameter of negative size", _parameter(shape=[-1], dtype="float32", nbytes=-4), "does not fit"),
 ]
 
 
@@ -143,6 +212,107 @@ def test_one_flipped_bit_is_found_by_verification(name: str, bundle: Path) -> No
     _flip(bundle / name, -1)
     with pytest.raises(BundleInvalid, match=f"{name} is damaged: sha256"):
         verify_bundle(bundle)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+@pytest.mark.parametrize("name", ["bundle.json", "weights.bin"])
+def test_a_file_that_may_not_be_read_is_named(name: str, bundle: Path) -> None:
+    """Missing permission is the reason given, not a traceback."""
+    (bundle / name).chmod(0)
+    with pytest.raises(BundleInvalid, match=rf"{name} cannot be read \(Permission denied\)"):
+        read_bundle(bundle)
+
+
+def test_a_library_that_may_not_be_read_is_named(bundle: Path) -> None:
+    """Reading the library fails with a reason where the system refuses it after its size was checked."""
+    _make_folder("model.so")(bundle, {})
+    with pytest.raises(BundleInvalid, match=r"model\.so cannot be read \(Is a directory\)"):
+        check_digest(bundle / "model.so", FileDigest(nbytes=0, sha256=""))
+
+
+def _compile_c(source: str, out: Path) -> None:
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(out)], input=source, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        pytest.param(lambda path: path.write_bytes(b"not a library"), "invalid ELF header|file too short", id="text"),
+        pytest.param(lambda path: _flip(path, 18), "cannot open shared object|ELF", id="other-machine"),
+        pytest.param(lambda path: _compile_c("int answer(void) { return 42; }", path), "", id="foreign"),
+    ],
+)
+def test_what_the_loader_refuses_has_a_reason(
+    write: Callable[[Path], object], reason: str, model: Path, bundle: Path
+) -> None:
+    """A file that its digest vouches for and that is no library for this machine, or none of ours, is refused."""
+    path = bundle / "model.so"
+    write(path)
+    digest = file_digest(path)
+    _forge(bundle, library={"nbytes": digest.nbytes, "sha256": digest.sha256})
+    with pytest.raises(BundleInvalid, match=rf"model\.so cannot be loaded \(.*({reason}).*compile the model again"):
+        load_model(model)
+
+
+def test_weights_that_are_replaced_while_loading_are_refused(
+    model: Path, bundle: Path, models: dict[str, Path]
+) -> None:
+    """What is mapped is checked again: another process may have put a new bundle in place since it was read."""
+    found = read_bundle(bundle)
+    _take_weights_of_another(bundle, models)
+    plan = ThreadPlan(1, None, "a test")
+    with pytest.raises(BundleInvalid, match="fingerprint differs"):
+        _backend(bundle, found, plan)
+    _truncate(bundle, models)
+    with pytest.raises(BundleInvalid, match="shorter than when it was checked"):
+        _backend(bundle, found, plan)
+
+
+def _backend(folder: Path, bundle: Bundle, threads: ThreadPlan) -> object:
+    # Here, for a test process that also compiles must load the compiler first.
+    from edgephi.runtime.tvm_backend import TvmBackend
+
+    return TvmBackend(folder, bundle, num_pages=1, threads=threads)
+
+
+_WITH_LITTLE_ADDRESS_SPACE = """
+import os, resource, sys
+from pathlib import Path
+import msgspec
+from edgephi.artifact.bundle import FileDigest, read_bundle
+from edgephi.errors import InsufficientMemory
+from edgephi.runtime import tvm_backend
+folder, what = Path(sys.argv[1]), sys.argv[2]
+bundle = read_bundle(folder)
+os.truncate(folder / "weights.bin", 1 << 30)
+bundle = msgspec.structs.replace(bundle, weights=FileDigest(nbytes=1 << 30, sha256=""))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    if what == "weights":
+        tvm_backend._map_weights(folder, bundle)
+    else:
+        tvm_backend._zeros((2, 2, 65536, 6144), "int8")
+except InsufficientMemory as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "weights",
+            r"1024 MiB of weights cannot be mapped \(Cannot allocate memory\); raise the limit on address space",
+        ),
+        ("pages", r"1536 MiB for 65536 pages of keys and values cannot be allocated \(Cannot allocate memory\)"),
+    ],
+)
+def test_too_little_address_space_names_the_numbers(what: str, message: str, bundle: Path) -> None:
+    """Under ``ulimit -v`` what cannot be allocated is named with its size."""
+    command = [sys.executable, "-c", _WITH_LITTLE_ADDRESS_SPACE, str(bundle), what]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert re.match(message, run.stdout)
 
 
 def test_a_flipped_bit_in_the_library_is_found_before_it_is_loaded(model: Path, bundle: Path) -> None:
@@ -276,6 +446,54 @@ def test_the_compilers_refusals_keep_their_class(model: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(UnsupportedModel, match="q3f16_1"):
         load_model(model)
+
+
+def test_leftovers_of_a_killed_compiler_are_removed(model: Path, bundle: Path) -> None:
+    """Compiling begins by removing what was left half-written, of this bundle alone."""
+    shutil.rmtree(bundle)
+    leftovers = [bundle.parent / f".{bundle.name}-abcdefg1", bundle.parent / f".{bundle.name}-old-abcdefg2"]
+    others = [bundle.parent / f".{bundle.name}_float32-kv-abcdefg3", bundle.parent / ".else"]
+    for folder in leftovers + others:
+        folder.mkdir()
+        (folder / "weights.bin").write_bytes(b"half")
+    ensure_bundle(model, host_options())
+    assert not any(folder.exists() for folder in leftovers)
+    assert all(folder.exists() for folder in others)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.parametrize(
+    ("spare_bytes", "is_checked", "message"),
+    [
+        pytest.param(-(256 << 10), True, r"has \d+ MiB free and the compiled model takes about \d+ MiB", id="refused"),
+        pytest.param(-(256 << 10), False, "writing .* failed: .*free space", id="while-packing"),
+        pytest.param(64 << 10, True, "No space left|writing .* failed", id="while-linking"),
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_written(
+    spare_bytes: int,
+    is_checked: bool,
+    message: str,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk too small for the bundle is refused at once, one that fills up fails, and neither keeps parts of it."""
+    model = shutil.copytree(models["q4f16_1"], tmp_path / "model", ignore=shutil.ignore_patterns("build"))
+    build = model / "build"
+    build.mkdir()
+    size = (models["q4f16_1"] / "build" / host_options().folder_name / "weights.bin").stat().st_size + spare_bytes
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(build)], check=False)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    if not is_checked:  # as where another program fills the disk meanwhile
+        monkeypatch.setattr(bundles, "_check_disk", lambda *_: None)
+    try:
+        with pytest.raises(CompileFailed, match=message):
+            ensure_bundle(model, host_options())
+        assert [path.suffix for path in build.iterdir()] == [".lock"]
+    finally:
+        subprocess.run(["umount", str(build)], check=True)
 
 
 def test_two_processes_that_compile_at_once_end_with_one_bundle(models: dict[str, Path], tmp_path: Path) -> None:

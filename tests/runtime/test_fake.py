@@ -115,6 +115,27 @@ def test_a_script_follows_any_prompt_and_ends_with_eos(prompt: tuple[int, ...]) 
     assert answer == [6, 6, 7, 9, 9]
 
 
+def test_a_script_goes_on_behind_guessed_tokens() -> None:
+    """Rows that all want logits continue the answer one by one, and a guess that is dropped leaves no trace."""
+    backend = _backend(script=(6, 6, 7))
+    pages = (0, 1, 2, 3, 4)
+    backend.forward(_batch((1, 2, 3), 0, pages))
+    guessed = dataclasses.replace(_batch((6, 8, 8), 3, pages), logit_rows=_array(0, 1, 2))
+    assert np.argmax(backend.forward(guessed), axis=1).tolist() == [6, 7, 9]
+    assert int(np.argmax(backend.forward(_batch((6,), 4, pages)))) == 7
+
+
+def test_a_habit_makes_one_successor_likely() -> None:
+    """With a habit the logit of one token, which depends on the last token alone, is higher by that much."""
+    for tokens in ((1, 2, 3), (5, 3)):
+        plain, habitual = (
+            FakeBackend(vocab_size=20, page_size=2, num_pages=8, habit=habit).forward(_batch(tokens, 0, (0, 1)))[0]
+            for habit in (0.0, 50.0)
+        )
+        assert np.flatnonzero(plain != habitual).tolist() == [2]
+        assert habitual[2] - plain[2] == pytest.approx(50.0, abs=1e-3)
+
+
 def test_a_script_starts_anew_on_shared_pages() -> None:
     """A later prompt that continues an earlier answer by a single token still gets the whole script."""
     backend = _backend(script=(6, 7))

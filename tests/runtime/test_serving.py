@@ -100,9 +100,9 @@ def test_more_keys_and_values_than_memory_are_refused_with_the_numbers(models: d
     """The message has the weights, the tokens, what they need, what is free and what would fit."""
     with pytest.raises(InsufficientMemory) as raised:
         load_model(models["q4f16_1"], RuntimeOptions(kv_tokens=10**10))
-    # Two layers, keys and values, two heads of 96, float16: 1,536 bytes a token.
+    # Two layers and two heads, each with a key and a value of 96 bytes and a float16 scale each: 784 bytes a token.
     assert "10000000000 tokens" in str(raised.value)
-    assert f"{10**10 * 1536 / 2**20:.0f} MiB" in str(raised.value)
+    assert f"{10**10 * 784 / 2**20:.0f} MiB" in str(raised.value)
     assert "ask for at most" in str(raised.value)
 
 

@@ -17,6 +17,7 @@ import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -26,12 +27,20 @@ from edgephi.errors import BundleInvalid
 BUNDLE_JSON = "bundle.json"
 LIBRARY = "model.so"
 WEIGHTS = "weights.bin"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGNMENT = 64
+STREAM_MULTIPLE = 16384
+"""What the library's ``stream_read`` takes must have a multiple of this many bytes."""
 _MAGIC = b"EDGEPHI\x01"
 _HEADER = struct.Struct("<8s32s24x")
 HEADER_BYTES = _HEADER.size
 _CHUNK_BYTES = 1 << 22
+KV_DTYPES = ("int8", "float16", "float32")
+"""Element types that cached keys and values may have."""
+
+
+# A type and not a check, so that whatever reads a bundle refuses another text.
+Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class PackedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,8 +75,9 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         compiler: Versions that made it, for people.
         quantization: MLC-LLM's name, such as ``q4f16_1``.
         activations: ``int8`` or ``float32``.
-        kv_dtype: ``float16`` or ``float32``.
+        kv_dtype: One of :data:`KV_DTYPES`.
         page_size: Tokens a page.
+        page_elements: Elements of kv_dtype in a page of one layer and key/value head, keys, values and scales.
         max_batch_tokens: Most rows in one forward.
         num_layers: Of the pages.
         num_kv_heads: Of the pages.
@@ -80,7 +90,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     format_version: int
-    fingerprint: str
+    fingerprint: Fingerprint
     model_digest: str
     compiler_digest: str
     level: str
@@ -91,6 +101,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     activations: str
     kv_dtype: str
     page_size: int
+    page_elements: int
     max_batch_tokens: int
     num_layers: int
     num_kv_heads: int
@@ -109,13 +120,13 @@ class BundleOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         level: Instruction-set level.
         activations: ``int8``, or ``float32`` for exact but slow arithmetic.
-        kv_dtype: Element type of cached keys and values, ``float16`` or ``float32``.
+        kv_dtype: Element type of cached keys and values, one of :data:`KV_DTYPES`.
         max_batch_tokens: Most rows in one forward; workspace memory grows with it.
     """
 
     level: str
     activations: str = "int8"
-    kv_dtype: str = "float16"
+    kv_dtype: str = "int8"
     max_batch_tokens: int = 256
 
     @property
@@ -177,6 +188,10 @@ def read_bundle(folder: Path) -> Bundle:
         bundle = msgspec.json.decode(path.read_bytes(), type=Bundle)
     except FileNotFoundError:
         raise BundleInvalid(f"{path} does not exist; compile the model with `edgephi model compile`") from None
+    except OSError as error:
+        raise BundleInvalid(
+            f"{path} cannot be read ({error.strerror}); permit it, or compile the model again"
+        ) from error
     except msgspec.DecodeError as error:
         raise BundleInvalid(f"{path} is not a bundle this version reads ({error}); compile the model again") from error
     if bundle.format_version != FORMAT_VERSION:
@@ -189,14 +204,31 @@ def read_bundle(folder: Path) -> Bundle:
         if size != expected.nbytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise BundleInvalid(f"{file} {found}, {BUNDLE_JSON} says {expected.nbytes}; compile the model again")
-    with (folder / WEIGHTS).open("rb") as stream:
-        header = stream.read(HEADER_BYTES)
+    try:
+        with (folder / WEIGHTS).open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise BundleInvalid(
+            f"{folder / WEIGHTS} cannot be read ({error.strerror}); permit it, or compile the model again"
+        ) from error
+    check_weights_header(folder, header, bundle)
+    _check_parameters(path, bundle.parameters, bundle.weights.nbytes)
+    return bundle
+
+
+def check_weights_header(folder: Path, header: bytes, bundle: Bundle) -> None:
+    """
+    Check the first bytes of weights.bin.
+
+    Raises:
+        BundleInvalid: If they are of no weights.bin, or of one that was packed for another library.
+    """
+    if not header.startswith(_MAGIC):
+        raise BundleInvalid(f"{folder / WEIGHTS} does not start as packed weights do; compile the model again")
     if header != weights_header(bundle.fingerprint):
         raise BundleInvalid(
             f"{folder / WEIGHTS} was not packed for {folder / LIBRARY} (fingerprint differs); compile the model again"
         )
-    _check_parameters(path, bundle.parameters, bundle.weights.nbytes)
-    return bundle
 
 
 def verify_bundle(folder: Path) -> Bundle:
@@ -217,9 +249,14 @@ def check_digest(path: Path, expected: FileDigest) -> None:
     Compare a file's bytes with its digest.
 
     Raises:
-        BundleInvalid: If they differ.
+        BundleInvalid: If they differ, or the file cannot be read.
     """
-    found = file_digest(path)
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise BundleInvalid(
+            f"{path} cannot be read ({error.strerror}); permit it, or compile the model again"
+        ) from error
     if found != expected:
         raise BundleInvalid(
             f"{path} is damaged: sha256 {found.sha256}, expected {expected.sha256}; compile the model again"
@@ -230,13 +267,16 @@ def _check_parameters(path: Path, parameters: Iterable[PackedTensor], file_bytes
     end = HEADER_BYTES
     for tensor in parameters:
         try:
-            wanted = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-        except TypeError:
+            dtype = np.dtype(tensor.dtype)
+        except (TypeError, ValueError, SyntaxError):  # what NumPy raises depends on the text
+            dtype = np.dtype(np.void)
+        if dtype.kind not in "fiu":
             raise BundleInvalid(
                 f"{path}: parameter {tensor.name} has an unknown type {tensor.dtype!r}; compile the model again"
-            ) from None
+            )
+        wanted = math.prod(tensor.shape) * dtype.itemsize
         fits = tensor.offset % ALIGNMENT == 0 and end <= tensor.offset <= file_bytes - tensor.nbytes
-        if not fits or tensor.nbytes != wanted:
+        if not fits or tensor.nbytes != wanted or min(tensor.shape, default=1) < 1:
             raise BundleInvalid(
                 f"{path}: parameter {tensor.name} at {tensor.offset} with {tensor.nbytes} bytes for {tensor.dtype} "
                 f"{list(tensor.shape)} does not fit a file of {file_bytes} bytes; compile the model again"

@@ -17,7 +17,7 @@ from typing import TextIO
 import msgspec
 
 from edgephi.artifact.bundle import BundleOptions
-from edgephi.errors import EdgephiError
+from edgephi.errors import CompileFailed, EdgephiError
 
 
 def main(arguments: list[str], reader: TextIO) -> int:
@@ -38,6 +38,9 @@ def main(arguments: list[str], reader: TextIO) -> int:
         compile_model(Path(model), Path(out), msgspec.json.decode(options, type=BundleOptions), report)
     except EdgephiError as error:
         send({"error": type(error).__name__, "message": str(error)})
+        return 1
+    except OSError as error:  # a full or failing disk; nothing was put in place
+        send({"error": CompileFailed.__name__, "message": f"writing {out} failed: {error}; free space or permit it"})
         return 1
     return 0
 

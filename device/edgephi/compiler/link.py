@@ -33,8 +33,8 @@ def linker_command(arch: str, host_arch: str) -> list[str]:
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.{_GLIBC}"]
     if arch == host_arch:
-        raise CompileFailed("no linker found; install gcc (apt install gcc) or zig (pip install edgephi[zig])")
-    raise CompileFailed(f"linking for {arch} on {host_arch} needs zig: pip install edgephi[zig]")
+        raise CompileFailed("no linker found; install gcc (apt install gcc) or zig (pip install 'edgephi[zig]')")
+    raise CompileFailed(f"linking for {arch} on {host_arch} needs zig: pip install 'edgephi[zig]'")
 
 
 def link_library(module: tvm.runtime.Executable, out: Path, *, arch: str, host_arch: str) -> None:

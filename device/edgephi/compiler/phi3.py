@@ -23,13 +23,15 @@ from tvm.tirx import PrimFunc
 
 from edgephi.artifact.config import ModelConfig
 from edgephi.compiler.kernels.activations import GROUP, Activations
-from edgephi.compiler.kernels.attention import PAGE_SIZE, attention
+from edgephi.compiler.kernels.attention import attention
 from edgephi.compiler.kernels.embedding import embed, take_rows
-from edgephi.compiler.kernels.matmul_q4 import block_rows, matmul_q4
+from edgephi.compiler.kernels.kv_pages import page_elements
+from edgephi.compiler.kernels.matmul_q4 import matmul_q4, packed_shape
 from edgephi.compiler.kernels.norm import rms_norm
 from edgephi.compiler.kernels.rope import rope_angles, rope_append
+from edgephi.compiler.kernels.stream import STREAM_PARTS, stream_read
 from edgephi.compiler.kernels.swiglu import swiglu
-from edgephi.compiler.targets import CompileTarget
+from edgephi.compiler.targets import CompileTarget, KernelShape
 from edgephi.errors import UnsupportedModel
 
 
@@ -40,7 +42,7 @@ class GraphOptions:
 
     Attributes:
         activations: What enters the matrix kernels.
-        kv_dtype: ``float16`` or ``float32``, the element type of the pages.
+        kv_dtype: ``int8``, ``float16`` or ``float32``, the element type of the pages.
         scale_dtype: ``float16`` or ``float32``, the element type of the weights' scales.
         max_batch_tokens: Most rows in one forward; workspace is planned for it.
     """
@@ -72,18 +74,13 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def parameters(config: ModelConfig, scale_dtype: str) -> tuple[Parameter, ...]:
-    """Return the packed parameters in the order of ``forward``'s last argument."""
+def parameters(config: ModelConfig, shape: KernelShape, scale_dtype: str) -> tuple[Parameter, ...]:
+    """Return the packed parameters for kernels of *shape*, in the order of ``forward``'s last argument."""
     shapes = linear_shapes(config)
     hidden, vocab = config.hidden_size, config.vocab_size
 
-    def linear(name: str, kind: str) -> list[Parameter]:
-        n, k = shapes[kind]
-        rows = block_rows(n)
-        return [
-            Parameter(f"{name}.w", (n // rows, k // GROUP, 4, rows * 4), "uint8"),
-            Parameter(f"{name}.s", (n // rows, k // GROUP, rows), scale_dtype),
-        ]
+    def linear(name: str, kind: str) -> Parameter:
+        return Parameter(f"{name}.w", packed_shape(*shapes[kind], shape, scale_dtype), "uint8")
 
     found = [
         Parameter("transformer.embd.q_weight", (vocab, hidden // 8), "uint32"),
@@ -94,13 +91,13 @@ def parameters(config: ModelConfig, scale_dtype: str) -> tuple[Parameter, ...]:
         prefix = f"transformer.h.{layer}"
         found += [
             Parameter(f"{prefix}.ln.weight", (hidden,), "float32"),
-            *linear(f"{prefix}.mixer.qkv_proj", "mixer.qkv_proj"),
-            *linear(f"{prefix}.mixer.out_proj", "mixer.out_proj"),
+            linear(f"{prefix}.mixer.qkv_proj", "mixer.qkv_proj"),
+            linear(f"{prefix}.mixer.out_proj", "mixer.out_proj"),
             Parameter(f"{prefix}.post_attention_layernorm.weight", (hidden,), "float32"),
-            *linear(f"{prefix}.mlp.gate_up_proj", "mlp.gate_up_proj"),
-            *linear(f"{prefix}.mlp.down_proj", "mlp.down_proj"),
+            linear(f"{prefix}.mlp.gate_up_proj", "mlp.gate_up_proj"),
+            linear(f"{prefix}.mlp.down_proj", "mlp.down_proj"),
         ]
-    found += [Parameter("transformer.norm.weight", (hidden,), "float32"), *linear("lm_head", "lm_head")]
+    found += [Parameter("transformer.norm.weight", (hidden,), "float32"), linear("lm_head", "lm_head")]
     return tuple(found)
 
 
@@ -151,11 +148,11 @@ def check_shapes(config: ModelConfig) -> None:
 
 def build_module(config: ModelConfig, target: CompileTarget, options: GraphOptions, metadata: str) -> tvm.IRModule:
     """
-    Build the module with ``forward`` and ``_metadata``.
+    Build the module with ``forward``, ``stream_read`` and ``_metadata``.
 
     ``forward(tokens, positions, slots, row_start, block_table, logit_rows, pages, parameters) -> logits``: arguments
     as :class:`edgephi.engine.backend.ForwardBatch` says, *pages* changed in place, *parameters* the tuple of
-    :func:`parameters`; logits (r, vocab_size) float32.
+    :func:`parameters`; logits (r, vocab_size) float32. ``stream_read(data) -> sums`` is ``kernels.stream``'s.
 
     Args:
         config: The model.
@@ -189,12 +186,11 @@ class _Builder:
         row_start = relax.Var("row_start", relax.TensorType([b + 1], "int32"))
         block_table = relax.Var("block_table", relax.TensorType([b, p], "int32"))
         logit_rows = relax.Var("logit_rows", relax.TensorType([r], "int32"))
-        page_elements = PAGE_SIZE * config.head_dim
-        pages_type = relax.TensorType(
-            [config.num_layers, n, 2, config.num_kv_heads, page_elements], self._options.kv_dtype
-        )
+        kv_dtype = self._options.kv_dtype
+        elements = page_elements(kv_dtype, config.head_dim)
+        pages_type = relax.TensorType([config.num_layers, config.num_kv_heads, n, elements], kv_dtype)
         pages = relax.Var("pages", pages_type)
-        specs = parameters(config, self._options.scale_dtype)
+        specs = parameters(config, self._target.kernel, self._options.scale_dtype)
         packed = relax.Var(
             "parameters", relax.TupleType([relax.TensorType(list(spec.shape), spec.dtype) for spec in specs])
         )
@@ -223,6 +219,10 @@ class _Builder:
             )
             normed = self._norm(last, weights["transformer.norm.weight"], r)
             bb.emit_func_output(self._linear(normed, weights, "lm_head", r))
+        data = relax.Var("data", relax.TensorType([n], "uint8"))
+        with bb.function("stream_read", [data]):
+            sums = relax.TensorType([STREAM_PARTS, 16], "int32")
+            bb.emit_func_output(self._call("read_stream", stream_read, [data], [sums]))
         with bb.function("_metadata", []):
             bb.emit_func_output(StringImm(metadata))
         return bb.finalize()
@@ -275,7 +275,7 @@ class _Builder:
             matmul_q4, n, k, self._target.kernel, self._options.scale_dtype, self._options.activations,
             residual=residual is not None,
         )  # fmt: skip
-        args = [*x, weights[f"{name}.w"], weights[f"{name}.s"], *([] if residual is None else [residual])]
+        args = [*x, weights[f"{name}.w"], *([] if residual is None else [residual])]
         return self._call(f"matmul_{kind.replace('.', '_')}", kernel, args, [_f32(rows, n)])
 
     def _append(
@@ -284,7 +284,7 @@ class _Builder:
         config = self._config
         kernel = partial(
             rope_append, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
-            num_layers=config.num_layers, page_size=PAGE_SIZE, kv_dtype=self._options.kv_dtype,
+            num_layers=config.num_layers, kv_dtype=self._options.kv_dtype,
         )  # fmt: skip
         both = self._bb.emit(
             relax.op.call_tir_inplace(
@@ -303,10 +303,13 @@ class _Builder:
         kernel = partial(
             attention, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
             num_layers=config.num_layers, kv_dtype=self._options.kv_dtype, sliding_window=config.sliding_window,
-            activations=self._options.activations,
+            activations=self._options.activations, shape=self._target.kernel,
         )  # fmt: skip
         args = [q, positions, row_start, block_table, pages, relax.prim_value(layer)]
-        out = self._activation_types(t, config.num_heads * config.head_dim)
+        width = config.num_heads * config.head_dim
+        out = self._activation_types(t, width)
+        if len(out) > 1:
+            out.append(_f32(t, width))  # room for the result before it is quantized
         return self._activations(self._call("attention", kernel, args, out))
 
     def _swiglu(self, gate_up: Expr, t: Expr) -> list[Expr]:

@@ -27,6 +27,7 @@ from edgephi.artifact.bundle import (
     ALIGNMENT,
     FORMAT_VERSION,
     HEADER_BYTES,
+    KV_DTYPES,
     LIBRARY,
     WEIGHTS,
     Bundle,
@@ -43,11 +44,11 @@ from edgephi.artifact.manifest import Progress
 from edgephi.artifact.quantization import QUANTIZATIONS
 from edgephi.artifact.weights import WeightStore, open_weights
 from edgephi.compiler.kernels.activations import Activations
-from edgephi.compiler.kernels.attention import PAGE_SIZE
+from edgephi.compiler.kernels.kv_pages import PAGE_SIZE, page_elements
 from edgephi.compiler.kernels.matmul_q4 import pack
-from edgephi.compiler.link import link_library
+from edgephi.compiler.link import link_library, linker_command
 from edgephi.compiler.phi3 import GraphOptions, Parameter, build_module, check_shapes, inverse_frequency, parameters
-from edgephi.compiler.targets import CompileTarget, compile_target
+from edgephi.compiler.targets import CompileTarget, KernelShape, compile_target
 from edgephi.errors import ConfigError, ModelInvalid, UnsupportedModel
 from edgephi.profile.isa import ISA_LEVELS, host_arch
 
@@ -67,11 +68,12 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
     Raises:
         UnsupportedModel: If the kernels cannot run a model of this shape or quantization.
         ModelInvalid: If a weight is missing or of the wrong shape.
-        CompileFailed: If the level is unknown or linking failed.
+        CompileFailed: If the level is unknown, or nothing links for it or linking failed.
         ConfigError: If another option has a value that is not known.
     """
     target = compile_target(options.level)
     level = ISA_LEVELS[options.level]
+    linker_command(level.arch, host_arch())  # where there is none, the error comes before minutes of work
     config = load_config(model_dir)
     check_shapes(config)
     scale_dtype = _scale_dtype(model_dir, config)
@@ -89,7 +91,7 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         # First, so that a damaged model is refused before the kernels are compiled.
-        packed = pack_weights(model_dir, config, scale_dtype, work / WEIGHTS, mark, progress)
+        packed = pack_weights(model_dir, config, target.kernel, scale_dtype, work / WEIGHTS, mark, progress)
         if progress is not None:
             progress("compiling kernels", 0, 0)
         executable = build_executable(config, target, graph, mark)
@@ -107,6 +109,7 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
             activations=options.activations,
             kv_dtype=options.kv_dtype,
             page_size=PAGE_SIZE,
+            page_elements=page_elements(options.kv_dtype, config.head_dim),
             max_batch_tokens=options.max_batch_tokens,
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
@@ -135,7 +138,13 @@ def build_executable(
 
 
 def pack_weights(
-    model_dir: Path, config: ModelConfig, scale_dtype: str, out: Path, mark: str, progress: Progress | None
+    model_dir: Path,
+    config: ModelConfig,
+    shape: KernelShape,
+    scale_dtype: str,
+    out: Path,
+    mark: str,
+    progress: Progress | None,
 ) -> tuple[PackedTensor, ...]:
     """
     Write weights.bin: every parameter of the graph in its order, 64-byte aligned.
@@ -143,12 +152,12 @@ def pack_weights(
     Raises:
         ModelInvalid: If a weight is missing or has another shape than the configuration says.
     """
-    specs = parameters(config, scale_dtype)
+    specs = parameters(config, shape, scale_dtype)
     total = sum(_nbytes(spec) for spec in specs)
     packed: list[PackedTensor] = []
     with open_weights(model_dir) as store, out.open("wb") as file:
         file.write(weights_header(mark))
-        for spec, array in zip(specs, _packed_arrays(store, config, specs), strict=True):
+        for spec, array in zip(specs, _packed_arrays(store, config, shape, specs), strict=True):
             if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
                 raise ModelInvalid(
                     f"{model_dir}: weight {spec.name} is {array.dtype} {array.shape}, "
@@ -167,22 +176,16 @@ def pack_weights(
 
 
 def _packed_arrays(
-    store: WeightStore, config: ModelConfig, specs: tuple[Parameter, ...]
+    store: WeightStore, config: ModelConfig, shape: KernelShape, specs: tuple[Parameter, ...]
 ) -> Iterator[npt.NDArray[np.generic]]:
     """Yield each parameter's contents in the order of *specs*."""
-    pending: npt.NDArray[np.generic] | None = None
     for spec in specs:
         name = spec.name
         if name == "rope.inverse_frequency":
             yield inverse_frequency(config)
         elif name.endswith(".w"):
             matrix = store.matrix(name.removesuffix(".w"))
-            w, pending = pack(matrix.unpack_codes(), matrix.scales_nk())
-            yield w.reshape(*w.shape[:3], -1)
-        elif name.endswith(".s"):
-            assert pending is not None, name
-            yield pending
-            pending = None
+            yield pack(matrix.unpack_codes(), matrix.scales_nk(), shape)
         elif name.startswith("transformer.embd."):
             yield np.ascontiguousarray(store.get(name))
         else:
@@ -192,7 +195,7 @@ def _packed_arrays(
 def _check_options(options: BundleOptions) -> None:
     for name, value, known in (
         ("activations", options.activations, [kind.value for kind in Activations]),
-        ("kv_dtype", options.kv_dtype, ["float16", "float32"]),
+        ("kv_dtype", options.kv_dtype, list(KV_DTYPES)),
     ):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(known)}")

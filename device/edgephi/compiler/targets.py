@@ -22,8 +22,14 @@ class Dot(enum.Enum):
     VPDPBUSD_512 = "vpdpbusd-512"  # AVX512-VNNI, 16 lanes
     VPDPBUSD_256 = "vpdpbusd-256"  # AVX-VNNI, 8 lanes
     PMADDUBSW = "pmaddubsw"  # AVX2, 8 lanes; sums of a group stay in int16
+    SMULL = "smull"  # any ARMv8, 4 lanes; sums of a group stay in int16
     SDOT = "sdot"  # ARMv8.2 dotprod, 4 lanes
     GENERIC = "generic"  # shifts and multiplies that LLVM vectorizes for any CPU
+
+    @property
+    def is_neon(self) -> bool:
+        """Whether it is an ARM instruction, of which all take signed bytes on both sides."""
+        return self in (Dot.SMULL, Dot.SDOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +40,17 @@ class KernelShape:
     Attributes:
         dot: Which instruction multiplies.
         lanes: Output rows in one vector register.
-        tile_vectors: Vectors of output rows in a tile; tile_vectors * lanes divides 16, 32 or 64.
-        tile_tokens: Tokens in a tile of the matrix-matrix kernel. Accumulators: 2 x tile_vectors x tile_tokens.
+        tile_vectors: Vectors of output rows in a tile; tile_vectors * lanes divides block_rows.
+        tile_tokens: Tokens in a tile of the matrix-matrix kernel: 1, 2 or 4. Accumulators: 2 x tile_vectors x
+            tile_tokens.
+        block_rows: Most output rows in a packed block: 16, 32 or 64.
     """
 
     dot: Dot
     lanes: int
     tile_vectors: int
     tile_tokens: int
+    block_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +82,9 @@ class CompileTarget:
 
 _X86 = "x86_64-linux-gnu"
 _ARM = "aarch64-linux-gnu"
-_GENERIC_16 = KernelShape(dot=Dot.GENERIC, lanes=16, tile_vectors=1, tile_tokens=1)
+_GENERIC_16 = KernelShape(dot=Dot.GENERIC, lanes=16, tile_vectors=1, tile_tokens=1, block_rows=16)
+# More vectors or tokens spill.
+_SDOT = KernelShape(dot=Dot.SDOT, lanes=4, tile_vectors=2, tile_tokens=4, block_rows=16)
 
 COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
     {
@@ -85,21 +96,21 @@ COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
                 cpu="x86-64-v4",
                 # LLVM's tuning for this CPU name splits 512-bit vectors in two unless told not to.
                 attributes=("+avx512vnni", "-prefer-256-bit"),
-                kernel=KernelShape(dot=Dot.VPDPBUSD_512, lanes=16, tile_vectors=2, tile_tokens=4),
+                kernel=KernelShape(dot=Dot.VPDPBUSD_512, lanes=16, tile_vectors=4, tile_tokens=4, block_rows=64),
             ),
             CompileTarget(
                 level="avx-vnni",
                 triple=_X86,
                 cpu="x86-64-v3",
                 attributes=("+avxvnni",),
-                kernel=KernelShape(dot=Dot.VPDPBUSD_256, lanes=8, tile_vectors=2, tile_tokens=2),
+                kernel=KernelShape(dot=Dot.VPDPBUSD_256, lanes=8, tile_vectors=2, tile_tokens=2, block_rows=32),
             ),
             CompileTarget(
                 level="x86-64-v3",
                 triple=_X86,
                 cpu="x86-64-v3",
                 attributes=(),
-                kernel=KernelShape(dot=Dot.PMADDUBSW, lanes=8, tile_vectors=2, tile_tokens=2),
+                kernel=KernelShape(dot=Dot.PMADDUBSW, lanes=8, tile_vectors=2, tile_tokens=2, block_rows=32),
             ),
             CompileTarget(level="x86-64-v2", triple=_X86, cpu="x86-64-v2", attributes=(), kernel=_GENERIC_16),
             CompileTarget(
@@ -107,20 +118,31 @@ COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
                 triple=_ARM,
                 cpu="generic",
                 attributes=("+v8.2a", "+neon", "+fullfp16", "+dotprod", "+i8mm"),
-                kernel=KernelShape(dot=Dot.SDOT, lanes=4, tile_vectors=4, tile_tokens=2),
+                kernel=_SDOT,
             ),
             CompileTarget(
                 level="armv8.2-dotprod",
                 triple=_ARM,
                 cpu="generic",
                 attributes=("+v8.2a", "+neon", "+fullfp16", "+dotprod"),
-                kernel=KernelShape(dot=Dot.SDOT, lanes=4, tile_vectors=4, tile_tokens=2),
+                kernel=_SDOT,
             ),
-            CompileTarget(level="armv8.0", triple=_ARM, cpu="generic", attributes=("+neon",), kernel=_GENERIC_16),
+            CompileTarget(
+                level="armv8.0",
+                triple=_ARM,
+                cpu="generic",
+                attributes=("+neon",),
+                kernel=KernelShape(dot=Dot.SMULL, lanes=4, tile_vectors=2, tile_tokens=2, block_rows=16),
+            ),
         )
     }
 )
-"""How to compile for each level; ARMv8.6 uses ``sdot`` until it has an ``smmla`` kernel."""
+"""
+How to compile for each level.
+
+ARMv8.6 multiplies with ``sdot`` too. ``smmla`` halves the multiplications, but pairing rows and tokens for it and taking
+pairs apart again costs as many instructions in groups of only 32 inputs (docs/log.md).
+"""
 
 
 def compile_target(level: str) -> CompileTarget:

@@ -47,6 +47,9 @@ class ForwardBatch:
         row_start      0            5   6   7    b + 1 entries
         logit_rows               4  5   6        r rows of the result
 
+    A decoding sequence may bring guessed tokens behind its last one and want logits of all these rows; the slots of
+    guesses that prove wrong are written again by later batches.
+
     Attributes:
         tokens: (t,) int32 token ids.
         positions: (t,) int32 position of each token in its sequence, from 0.

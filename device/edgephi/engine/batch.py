@@ -22,13 +22,19 @@ class ScheduledRows:
         sequence: Whose they are.
         num_tokens: How many, starting at its first token not yet computed.
         is_prefill: Whether they are tokens of its prompt.
-        wants_logits: Whether its last row ends all known tokens, so that the next one can be drawn.
+        num_logits: Of how many of its last rows the logits are wanted: 0 in the middle of a prompt, 1 where its last
+            row ends all known tokens, and one more for each guessed token behind them.
     """
 
     sequence: SequenceState
     num_tokens: int
     is_prefill: bool
-    wants_logits: bool
+    num_logits: int
+
+    @property
+    def num_drafts(self) -> int:
+        """How many of its last rows are guessed tokens (edgephi.engine.speculation)."""
+        return max(self.num_logits - 1, 0)
 
 
 def build_batch(scheduled: Sequence[ScheduledRows], page_size: int) -> ForwardBatch:
@@ -52,7 +58,11 @@ def build_batch(scheduled: Sequence[ScheduledRows], page_size: int) -> ForwardBa
         slots[span] = sequence.pages[positions[span] // page_size] * page_size + positions[span] % page_size
         num_pages = -(-int(kv_len[index]) // page_size)
         block_table[index, :num_pages] = sequence.pages[:num_pages]
-    wanted = np.array([rows.wants_logits for rows in scheduled], np.bool_)
+    logit_rows = [
+        row
+        for rows, end in zip(scheduled, row_start[1:].tolist(), strict=True)
+        for row in range(end - rows.num_logits, end)
+    ]
     return ForwardBatch(
         tokens=tokens,
         positions=positions,
@@ -60,5 +70,5 @@ def build_batch(scheduled: Sequence[ScheduledRows], page_size: int) -> ForwardBa
         row_start=row_start,
         block_table=block_table,
         kv_len=kv_len,
-        logit_rows=(row_start[1:] - 1)[wanted],
+        logit_rows=np.array(logit_rows, np.int32),
     )

@@ -28,6 +28,7 @@ from edgephi.engine.request import (
 from edgephi.engine.sampling import Sampler
 from edgephi.engine.scheduler import Scheduler
 from edgephi.engine.sequence import SequenceState
+from edgephi.engine.speculation import Speculation
 from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest, Overloaded, PromptTooLong
 
 _DEFAULT_RETRY_MS = 1_000
@@ -48,12 +49,15 @@ class EngineConfig:
             less means a sooner answer to a cancel.
         mixed_chunk_tokens: Most prompt tokens in a step that other requests decode in, at least 1. A step takes
             longer by each of them, so this bounds the gap that a long prompt makes in a running stream.
+        max_draft_tokens: Most guessed tokens checked beside a sequence's next one in a step; 0 for none. Answers are
+            the same with any value. How many are worth it is measured all the time (edgephi.engine.speculation).
     """
 
     max_running: int = 4
     max_waiting: int = 32
     prefill_chunk_tokens: int = 64
     mixed_chunk_tokens: int = 16
+    max_draft_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -61,6 +65,7 @@ class EngineConfig:
             ("max_waiting", self.max_waiting, 0),
             ("prefill_chunk_tokens", self.prefill_chunk_tokens, 1),
             ("mixed_chunk_tokens", self.mixed_chunk_tokens, 1),
+            ("max_draft_tokens", self.max_draft_tokens, 0),
         ):
             if value < low:
                 raise ConfigError(f"{name} is {value}; must be at least {low}")
@@ -81,6 +86,8 @@ class EngineStats:
         tokens_generated_total: Tokens drawn, stop tokens included.
         steps_total: Forwards begun.
         cached_tokens_total: Prompt tokens taken from shared pages instead of being computed.
+        drafted_tokens_total: Guessed tokens computed beside others.
+        accepted_tokens_total: How many of them were drawn: tokens that needed no forward of their own.
     """
 
     running: int
@@ -92,6 +99,8 @@ class EngineStats:
     tokens_generated_total: int
     steps_total: int
     cached_tokens_total: int
+    drafted_tokens_total: int
+    accepted_tokens_total: int
 
 
 class Engine:
@@ -122,12 +131,21 @@ class Engine:
             prefill_chunk_tokens=config.prefill_chunk_tokens,
             mixed_chunk_tokens=config.mixed_chunk_tokens,
         )
+        self._speculation: Speculation | None = None
+        if config.max_draft_tokens > 0:
+            self._speculation = Speculation(
+                max_draft_tokens=config.max_draft_tokens, max_batch_tokens=self.spec.max_batch_tokens
+            )
         self._sequences: dict[RequestId, SequenceState] = {}
+        # Sequences whose last token was the one guessed, with the rows behind it, of the last forward.
+        self._ahead: list[tuple[SequenceState, F32Array]] = []
         self._mean_service_s: float | None = None
         self._tokens_prefilled_total = 0
         self._tokens_generated_total = 0
         self._steps_total = 0
         self._cached_tokens_total = 0
+        self._drafted_tokens_total = 0
+        self._accepted_tokens_total = 0
 
     @property
     def context_tokens(self) -> int:
@@ -219,7 +237,10 @@ class Engine:
 
     def step(self) -> list[EngineEvent]:
         """
-        Run one forward and draw the tokens it allows.
+        Draw the next token of each running sequence that can have one, at most one each.
+
+        Runs a forward for it, unless the last one already gave the logits because its guesses were right: then only
+        sequences that it ran ahead of get a token. So a cancel takes effect between any two tokens, drafted or not.
 
         If the backend fails, every running request ends with ERROR and no cached page is used again; waiting
         requests stay, and the next step tries anew.
@@ -227,9 +248,17 @@ class Engine:
         Returns:
             Events in the order they happened, each request's own in order; empty without work.
         """
-        scheduled = self._scheduler.schedule(self.clock())
+        ahead = [(sequence, rows) for sequence, rows in self._ahead if self._is_live(sequence)]
+        self._ahead = []
+        if ahead:
+            now = self.clock()
+            return [event for sequence, rows in ahead for event in self._draw(sequence, rows, now)]
+        started_at = self.clock()
+        scheduled = self._scheduler.schedule(started_at)
         if not scheduled:
             return []
+        if self._speculation is not None:
+            scheduled = self._speculation.extend(scheduled)
         for rows in scheduled:
             if rows.is_prefill and rows.sequence.num_computed == rows.sequence.num_cached:
                 self._cached_tokens_total += rows.sequence.num_cached
@@ -239,6 +268,9 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, its requests end and others go on
             return self._fail_running(error)
         self._scheduler.commit(scheduled)
+        if self._speculation is not None and not scheduled[-1].is_prefill:
+            num_rows = sum(rows.num_tokens for rows in scheduled)
+            self._speculation.observe(num_rows, self.clock() - started_at)
         return self._collect(scheduled, logits)
 
     def stats(self) -> EngineStats:
@@ -253,6 +285,8 @@ class Engine:
             tokens_generated_total=self._tokens_generated_total,
             steps_total=self._steps_total,
             cached_tokens_total=self._cached_tokens_total,
+            drafted_tokens_total=self._drafted_tokens_total,
+            accepted_tokens_total=self._accepted_tokens_total,
         )
 
     def check_integrity(self) -> None:
@@ -274,7 +308,7 @@ class Engine:
         return logits
 
     def _collect(self, scheduled: tuple[ScheduledRows, ...], logits: F32Array) -> list[EngineEvent]:
-        """Draw the tokens of a committed step; logits are (r, vocab), one row per sequence that wants them."""
+        """Draw the first tokens of a committed step; logits are (r, vocab), ``num_logits`` rows of each sequence."""
         events: list[EngineEvent] = []
         now = self.clock()
         next_row = 0
@@ -289,26 +323,51 @@ class Engine:
                         total_tokens=sequence.prompt_len,
                     )
                 )
-            if rows.wants_logits:
-                events += self._draw(sequence, logits[next_row], now)
-                next_row += 1
+            if rows.num_logits:
+                sequence.num_drafted += rows.num_drafts
+                self._drafted_tokens_total += rows.num_drafts
+                events += self._draw(sequence, logits[next_row : next_row + rows.num_logits], now)
+                next_row += rows.num_logits
         return events
 
     def _draw(self, sequence: SequenceState, logits: F32Array, now: float) -> list[EngineEvent]:
+        """
+        Draw the next token of a sequence from the first row; if it is the guess, keep the other rows for the next step.
+
+        Args:
+            sequence: A live one.
+            logits: (1 + d, vocab_size) float32; row i holds if the next i tokens are the guesses behind the known ones.
+            now: Engine clock, seconds.
+        """
         request = sequence.request
+        guess = int(sequence.tokens[sequence.num_tokens])  # means something only if there is a second row
         try:
-            sampled = sequence.sampler.sample(logits)
+            sampled = sequence.sampler.sample(logits[0])
         except EngineFailed as error:
             # What computed such a row may sit in its pages, so nobody may share them.
             return [self._finish(sequence, FinishReason.ERROR, error=str(error), keep_content=False)]
         sequence.append(sampled.token_id, now)
         self._tokens_generated_total += 1
+        if self._speculation is not None:
+            self._speculation.drawn(sequence, sampled.token_id)
+        if len(logits) > 1 and sampled.token_id == guess:
+            self._accept(sequence, logits[1:])
         if sampled.token_id in request.stop_token_ids:
             return [self._finish(sequence, FinishReason.STOP)]
         token = TokenSampled(request_id=request.request_id, token_id=sampled.token_id, logprobs=sampled.logprobs)
         if sequence.num_output == request.max_tokens:
             return [token, self._finish(sequence, FinishReason.LENGTH)]
         return [token]
+
+    def _accept(self, sequence: SequenceState, rows: F32Array) -> None:
+        sequence.num_accepted += 1
+        self._accepted_tokens_total += 1
+        self._scheduler.accept(sequence)
+        self._ahead.append((sequence, rows))
+
+    def _is_live(self, sequence: SequenceState) -> bool:
+        # Not only the id: it may already belong to a new request.
+        return self._sequences.get(sequence.request.request_id) is sequence
 
     def _fail_running(self, error: Exception) -> list[EngineEvent]:
         message = f"{type(error).__name__}: {error}"
@@ -328,6 +387,8 @@ class Engine:
         keep_content: bool = True,
     ) -> Finished:
         del self._sequences[sequence.request.request_id]
+        if self._speculation is not None and keep_content:
+            self._speculation.ended(sequence)
         self._scheduler.remove(sequence, keep_content=keep_content)
         if sequence.first_scheduled_at is not None:
             service_s = self.clock() - sequence.first_scheduled_at

@@ -144,11 +144,15 @@ class Usage:
         prompt_tokens: Length of the prompt.
         cached_tokens: How many of them came from shared prefix pages and were not computed.
         output_tokens: Tokens generated, the stop token included.
+        drafted_tokens: Tokens guessed and checked beside others (edgephi.engine.speculation).
+        accepted_tokens: How many of them were right: output tokens that needed no pass over the weights of their own.
     """
 
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

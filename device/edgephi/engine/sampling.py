@@ -4,8 +4,8 @@ Draws the next token of one request from its row of logits.
 Owns the random stream and the token counts that penalties need. Knows no batch: what is drawn depends only on the
 request, its own tokens and its own logits, never on companions.
 
-Cost at a vocabulary of 32,064: a few passes over the row. Only top_p sorts, and only the most likely tokens, in
-growing helpings until their mass is enough.
+Cost at a vocabulary of 32,064: a few passes over the row, measured by ``make overhead``. Only top_p sorts, and only the
+most likely tokens, in growing helpings until their mass is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _IdArray = npt.NDArray[np.intp]
 # No model has logits near this. It is far enough below float32's limit that penalties cannot overflow.
 _MAX_LOGIT = 1e30
 _NUCLEUS_FIRST_HELPING = 128
-_NUCLEUS_GROWTH = 8
+_NUCLEUS_GROWTH = 16
+_BLOCK = 256  # weights summed at once before the one that is drawn is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,7 @@ def draw_token(logits: F32Array, params: SamplingParams, uniform: float) -> int:
         ids, weights = _keep(ids, weights, np.flatnonzero(weights >= np.float32(params.min_p)))
     if params.top_p < 1.0:
         ids, weights = _keep(ids, weights, _nucleus(weights, params.top_p))
-    mass = np.cumsum(weights, dtype=np.float64)
-    # Strictly below the total, for the product may round up to it. The first step above the target has weight > 0.
-    target = min(uniform * mass[-1], np.nextafter(mass[-1], 0.0))
-    index = int(np.searchsorted(mass, target, side="right"))
+    index = _draw_index(weights, uniform)
     return index if ids is None else int(ids[index])
 
 
@@ -165,6 +163,22 @@ def _keep(ids: _IdArray | None, weights: F32Array, kept: _IdArray) -> tuple[_IdA
     return kept if ids is None else ids[kept], weights[kept]
 
 
+def _draw_index(weights: F32Array, uniform: float) -> int:
+    """
+    Invert the cumulative sum of weights at ``uniform`` of the total; never an index of weight 0.
+
+    Sums blocks first: a running sum of all weights takes ten times as long as their sums in blocks.
+    """
+    mass = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
+    # Strictly below the total, for the product may round up to it. The first step above the target has weight > 0.
+    target = min(uniform * mass[-1], np.nextafter(mass[-1], 0.0))
+    block = int(np.searchsorted(mass, target, side="right"))
+    start = block * _BLOCK
+    within = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    target = min(target - (mass[block - 1] if block else 0.0), np.nextafter(within[-1], 0.0))
+    return start + int(np.searchsorted(within, target, side="right"))
+
+
 def _top_ids(values: F32Array, num_top: int) -> _IdArray:
     """Indices of the ``num_top`` largest values, ascending; of equal values the lowest indices. No full sort."""
     num_values = len(values)
@@ -182,12 +196,25 @@ def _descending(values: F32Array, ids: _IdArray) -> _IdArray:
     return order
 
 
+def _heaviest_first(weights: F32Array, ids: _IdArray) -> _IdArray:
+    """
+    Order ascending indices by weight, which is not negative, largest first; of equal ones the lowest index first.
+
+    One sort of integers, several times as fast as a stable one of floats: the bits of floats that are not negative are
+    in the order of their values, so the complement above and the index below make the key.
+    """
+    bits = weights[ids].view(np.uint32).astype(np.uint64)
+    keys = ((np.uint64(0xFFFFFFFF) - bits) << np.uint64(32)) | ids.astype(np.uint64)
+    keys.sort()
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
+
+
 def _nucleus(weights: F32Array, top_p: float) -> _IdArray:
     """Indices of the fewest most likely tokens whose mass is at least ``top_p`` of the total."""
     wanted = top_p * float(weights.sum(dtype=np.float64))
     helping = _NUCLEUS_FIRST_HELPING
     while True:
-        ids = _descending(weights, _top_ids(weights, helping))
+        ids = _heaviest_first(weights, _top_ids(weights, helping))
         mass = np.cumsum(weights[ids], dtype=np.float64)
         if mass[-1] >= wanted or len(ids) == len(weights):
             return ids[: int(np.searchsorted(mass, wanted, side="left")) + 1]

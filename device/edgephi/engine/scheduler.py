@@ -86,7 +86,7 @@ class Scheduler:
         if prefilling is None and self._can_admit():
             prefilling = self._admit(now)
         scheduled = [
-            ScheduledRows(sequence, 1, is_prefill=False, wants_logits=True)
+            ScheduledRows(sequence, 1, is_prefill=False, num_logits=1)
             for sequence in self._running
             if not sequence.is_prefilling
         ]
@@ -94,24 +94,22 @@ class Scheduler:
             remaining = prefilling.prompt_len - prefilling.num_computed
             bound = self._mixed_chunk_tokens if scheduled else self._prefill_chunk_tokens
             chunk = min(remaining, bound, self._max_batch_tokens - len(scheduled))
-            scheduled.append(ScheduledRows(prefilling, chunk, is_prefill=True, wants_logits=chunk == remaining))
+            scheduled.append(ScheduledRows(prefilling, chunk, is_prefill=True, num_logits=int(chunk == remaining)))
         assert scheduled or not self._waiting, "a waiting request that fits an empty pool was not admitted"
         return tuple(scheduled)
 
     def commit(self, scheduled: tuple[ScheduledRows, ...]) -> None:
-        """Record that a step's rows are in their pages, and offer the pages it filled for sharing."""
-        page_size = self._pool.page_size
+        """
+        Record that a step's rows are in their pages, and offer the pages it filled for sharing.
+
+        Rows of guessed tokens do not count until :meth:`accept`; those never accepted are overwritten by later steps.
+        """
         for rows in scheduled:
-            sequence = rows.sequence
-            sequence.num_computed += rows.num_tokens
-            while sequence.num_published < sequence.num_computed // page_size:
-                index = sequence.num_published
-                if index == len(sequence.keys):
-                    parent = sequence.keys[-1] if sequence.keys else None
-                    tokens = sequence.tokens[index * page_size : (index + 1) * page_size]
-                    sequence.keys.append(page_key(parent, tokens))
-                self._pool.publish(int(sequence.pages[index]), sequence.keys[index])
-                sequence.num_published += 1
+            self._advance(rows.sequence, rows.num_tokens - rows.num_drafts)
+
+    def accept(self, sequence: SequenceState) -> None:
+        """Record that the next guessed token of a committed step was drawn, so that its row stays."""
+        self._advance(sequence, 1)
 
     def remove(self, sequence: SequenceState, *, keep_content: bool = True) -> None:
         """Take out an ended sequence and free its pages; ``keep_content`` as in :meth:`PagePool.free`."""
@@ -121,6 +119,18 @@ class Scheduler:
             sequence.pages = np.empty(0, np.int32)
         else:
             self._waiting.remove(sequence)
+
+    def _advance(self, sequence: SequenceState, num_tokens: int) -> None:
+        sequence.num_computed += num_tokens
+        page_size = self._pool.page_size
+        while sequence.num_published < sequence.num_computed // page_size:
+            index = sequence.num_published
+            if index == len(sequence.keys):
+                parent = sequence.keys[-1] if sequence.keys else None
+                tokens = sequence.tokens[index * page_size : (index + 1) * page_size]
+                sequence.keys.append(page_key(parent, tokens))
+            self._pool.publish(int(sequence.pages[index]), sequence.keys[index])
+            sequence.num_published += 1
 
     def _can_admit(self) -> bool:
         if not self._waiting or len(self._running) >= self._max_running:

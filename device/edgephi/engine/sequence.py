@@ -10,6 +10,7 @@ import numpy as np
 
 from edgephi.engine.backend import I32Array
 from edgephi.engine.pages import PageKey
+from edgephi.engine.prediction import TokenPredictor
 from edgephi.engine.request import EngineRequest, Timings, Usage
 from edgephi.engine.sampling import Sampler
 
@@ -23,7 +24,8 @@ class SequenceState:
                    0      num_computed     num_tokens
                    |<-- in the pages -->|<- to compute ->|
 
-    A decoding sequence has exactly one token to compute: the last one drawn.
+    A decoding sequence has exactly one token to compute: the last one drawn. Guessed tokens of a step
+    (edgephi.engine.speculation) stand behind the known ones until drawn tokens take their places.
 
     Attributes:
         request: What was asked.
@@ -33,6 +35,9 @@ class SequenceState:
         keys: Content keys of its first pages, at least those it may share.
         pages: (n,) int32 page ids in order; empty until admitted.
         num_published: How many of its first pages have been offered for sharing.
+        num_drafted: Guessed tokens that were computed for it.
+        num_accepted: How many of them were drawn.
+        predictor: Guesses its tokens, from its first drawn token on; None without speculation.
     """
 
     request: EngineRequest
@@ -44,6 +49,9 @@ class SequenceState:
     num_computed: int = 0
     num_cached: int = 0
     num_published: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    predictor: TokenPredictor | None = None
     pages: I32Array = field(default_factory=lambda: np.empty(0, np.int32))
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
@@ -79,7 +87,13 @@ class SequenceState:
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(prompt_tokens=self.prompt_len, cached_tokens=self.num_cached, output_tokens=self.num_output)
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            cached_tokens=self.num_cached,
+            output_tokens=self.num_output,
+            drafted_tokens=self.num_drafted,
+            accepted_tokens=self.num_accepted,
+        )
 
     def timings(self) -> Timings:
         """Durations of the phases it has completed."""

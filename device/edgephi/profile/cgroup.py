@@ -72,6 +72,48 @@ def read_limits(root: Path) -> CgroupLimits:
     return CgroupLimits(min(memory, default=None), min(cores, default=None))
 
 
+def read_available_memory(root: Path) -> int | None:
+    """
+    Find how much memory the control groups leave to this process, in bytes; None where they set no limit.
+
+    The page cache counts as available, as in the kernel's own MemAvailable: it is given up before a limit refuses
+    anything, and weights that are mapped may be in it already. It is the least that any group on the way up leaves.
+
+    Args:
+        root: Folder that holds ``proc`` and ``sys``; ``/`` on a real machine.
+    """
+    found: list[int] = []
+    mounts = list(_mounts(root))
+    for controllers, group in _memberships(root):
+        for mount in mounts:
+            if mount.controllers is None and controllers is None:
+                for folder in _ancestors(mount, group):
+                    limits = _bytes_of(folder / "memory.max") + _bytes_of(folder / "memory.high")
+                    found += _left(limits, folder / "memory.current", folder / "memory.stat", "")
+            elif (
+                mount.controllers is not None
+                and controllers is not None
+                and "memory" in mount.controllers & controllers
+            ):
+                for folder in _ancestors(mount, group):
+                    limits = _bytes_of(folder / "memory.limit_in_bytes")
+                    found += _left(limits, folder / "memory.usage_in_bytes", folder / "memory.stat", "total_")
+    return min(found, default=None)
+
+
+def _left(limits: list[int], usage: Path, statistics: Path, prefix: str) -> list[int]:
+    """Return the smallest limit less what is used and not page cache; nothing where there is no limit."""
+    if not limits:
+        return []
+    cache = 0
+    for line in (read_text(statistics) or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name in (f"{prefix}active_file", f"{prefix}inactive_file"):
+            cache += max(parse_int(value) or 0, 0)
+    used = max((read_int(usage) or 0) - cache, 0)
+    return [max(min(limits) - used, 0)]
+
+
 def _memberships(root: Path) -> Iterator[tuple[frozenset[str] | None, PurePosixPath]]:
     """Yield (controllers, group) of each hierarchy; controllers are None for version 2."""
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():

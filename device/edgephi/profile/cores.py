@@ -1,7 +1,8 @@
 """
 The cores of the processor, grouped by kind.
 
-Owns the names of Arm core designs and how cores are told apart: by design and by highest frequency.
+Owns the names of Arm core designs and how cores are told apart: by design, by highest frequency and by the capacity
+that the kernel gives them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ CORE_NAMES: Mapping[tuple[int, int], str] = MappingProxyType(
         (0x41, 0xD87): "Cortex-A725",
     }
 )
+# Designs that issue in order: the "little" cores beside others. Source: Arm's technical reference manual of each.
+IN_ORDER_CORES = frozenset({"Cortex-A35", "Cortex-A53", "Cortex-A55", "Cortex-A510", "Cortex-A520"})
 MAX_SANE_MHZ = 20_000
+# The kernel's scale: its fastest core has this capacity.
+MAX_CAPACITY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +64,26 @@ class CoreCluster:
         max_mhz: Highest frequency, or None where the kernel does not say.
         core: Design, such as ``Cortex-A76``, or None.
         governor: Frequency governor of the first of them, or None.
+        capacity: Speed of each as the kernel measured it, 1024 being the machine's fastest, or None.
+        smt: The groups of CPUs that share one physical core; empty where each has its own.
     """
 
     cpus: tuple[int, ...]
     max_mhz: int | None
     core: str | None
     governor: str | None
+    capacity: int | None = None
+    smt: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether these are known to be of a small design; it does several times less a cycle than others."""
+        return self.core in IN_ORDER_CORES
 
 
 def read_clusters(root: Path) -> tuple[CoreCluster, ...]:
     """
-    Group the online cores by design and highest frequency, fastest first.
+    Group the online cores by design, highest frequency and capacity, fastest first.
 
     Args:
         root: Folder that holds ``proc`` and ``sys``; ``/`` on a real machine.
@@ -80,14 +94,37 @@ def read_clusters(root: Path) -> tuple[CoreCluster, ...]:
     designs = _designs(read_text(root / "proc/cpuinfo") or "")
     folder = root / "sys/devices/system/cpu"
     online = parse_cpu_list(read_text(folder / "online") or "") or tuple(sorted(designs))
-    groups: dict[tuple[int | None, str | None], list[int]] = {}
+    groups: dict[tuple[int | None, int | None, str | None], list[int]] = {}
     for cpu in online:
-        groups.setdefault((_max_mhz(folder, cpu), designs.get(cpu)), []).append(cpu)
+        groups.setdefault((_capacity(folder, cpu), _max_mhz(folder, cpu), designs.get(cpu)), []).append(cpu)
     clusters = [
-        CoreCluster(tuple(cpus), mhz, core, read_text(folder / f"cpu{cpus[0]}/cpufreq/scaling_governor"))
-        for (mhz, core), cpus in groups.items()
+        CoreCluster(
+            tuple(cpus),
+            mhz,
+            core,
+            read_text(folder / f"cpu{cpus[0]}/cpufreq/scaling_governor"),
+            capacity,
+            _smt(folder, cpus),
+        )
+        for (capacity, mhz, core), cpus in groups.items()
     ]
-    return tuple(sorted(clusters, key=lambda cluster: (-(cluster.max_mhz or 0), cluster.cpus)))
+    return tuple(sorted(clusters, key=lambda group: (-(group.capacity or 0), -(group.max_mhz or 0), group.cpus)))
+
+
+def _capacity(folder: Path, cpu: int) -> int | None:
+    capacity = read_int(folder / f"cpu{cpu}/cpu_capacity")
+    return capacity if capacity is not None and 0 < capacity <= MAX_CAPACITY else None
+
+
+def _smt(folder: Path, cpus: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the groups of several of *cpus* that share a core, each once, ascending."""
+    groups: set[tuple[int, ...]] = set()
+    for cpu in cpus:
+        sharing = parse_cpu_list(read_text(folder / f"cpu{cpu}/topology/thread_siblings_list") or "")
+        group = tuple(other for other in sharing if other in cpus)
+        if len(group) > 1 and cpu in group:
+            groups.add(group)
+    return tuple(sorted(groups))
 
 
 def _max_mhz(folder: Path, cpu: int) -> int | None:

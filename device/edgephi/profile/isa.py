@@ -8,6 +8,7 @@ how a compiler is told about a level; that is the compiler's table.
 from __future__ import annotations
 
 import platform
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,18 @@ _ARM_V80 = frozenset({"fp", "asimd"})
 # atomics, crc32 and asimdrdm are what a compiler may use once it is told "v8.2"; asimdhp is half precision.
 _ARM_V82 = _ARM_V80 | {"atomics", "crc32", "asimdrdm", "fphp", "asimdhp", "asimddp"}
 
+# Entry types of the auxiliary vector, and its arm64 capability words: the name of each bit from bit 0, as
+# /proc/cpuinfo writes it. Source: Linux, include/uapi/linux/auxvec.h and arch/arm64/include/uapi/asm/hwcap.h.
+_AT_NULL, _AT_HWCAP, _AT_HWCAP2 = 0, 16, 26
+_HWCAP_NAMES: Mapping[int, str] = MappingProxyType(
+    {
+        _AT_HWCAP: "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc "
+        "dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
+        _AT_HWCAP2: "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm "
+        "svebf16 i8mm bf16",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class IsaLevel:
@@ -33,7 +46,7 @@ class IsaLevel:
     Attributes:
         name: As it appears in ``build/<name>/`` and in bundle.json.
         arch: ``x86_64`` or ``aarch64``.
-        required_features: Flags of /proc/cpuinfo (``flags`` on x86, ``Features`` on Arm) that must all be present.
+        required_features: Names as in /proc/cpuinfo (``flags`` on x86, ``Features`` on Arm) that must all be present.
     """
 
     name: str
@@ -75,21 +88,49 @@ def host_features(root: Path = Path("/"), *, arch: str | None = None) -> frozens
     """
     Read the CPU features that every core of this machine has.
 
+    On 64-bit Arm that is what the kernel tells each process it starts: only what all cores have, also where big and
+    little ones differ, and what the CPU of an emulator has, whose /proc/cpuinfo is that of the machine around it.
+
     Args:
         root: Folder that holds ``proc``; another than ``/`` in tests.
         arch: Architecture, this machine's by default.
 
     Returns:
         Kernel flag names common to all cores, since a thread may run on any of them. Where the kernel reports
-        none for a 64-bit Arm (emulators show the host's file), what every such Linux guarantees.
+        none for a 64-bit Arm, what every such Linux guarantees.
     """
     arch = host_arch() if arch is None else normalize_arch(arch)
-    try:
-        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = parse_features(text, arch)
+    found: frozenset[str] = frozenset()
+    # This process's own vector says nothing about another architecture.
+    if arch == "aarch64" and (root != Path("/") or host_arch() == arch):
+        found = parse_auxiliary_vector(_read(root / "proc/self/auxv"))
+    if not found:
+        found = parse_features(_read(root / "proc/cpuinfo").decode(errors="replace"), arch)
     return found or (_ARM_V80 if arch == "aarch64" else frozenset())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def parse_auxiliary_vector(vector: bytes) -> frozenset[str]:
+    """
+    Return the arm64 features in an auxiliary vector.
+
+    Args:
+        vector: Contents of /proc/self/auxv: pairs of a type and a value, both 64-bit little-endian. Other bytes, and
+            what follows the last whole pair, count as nothing.
+    """
+    found: set[str] = set()
+    whole = len(vector) // 16 * 16
+    for kind, value in struct.iter_unpack("<QQ", vector[:whole]):
+        if kind == _AT_NULL:
+            break
+        found.update(name for bit, name in enumerate(_HWCAP_NAMES.get(kind, "").split()) if value >> bit & 1)
+    return frozenset(found)
 
 
 def parse_features(cpuinfo: str, arch: str) -> frozenset[str]:

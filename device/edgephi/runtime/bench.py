@@ -7,6 +7,7 @@ mean. Knows no text and no server.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import statistics
 import time
@@ -29,7 +30,7 @@ from edgephi.engine.request import (
 from edgephi.errors import ConfigError, EngineFailed
 from edgephi.profile.kernelfile import parse_fields, parse_kib, read_text
 from edgephi.runtime.bundles import current_bundle, ensure_bundle
-from edgephi.runtime.model import RuntimeOptions, load_model
+from edgephi.runtime.model import RuntimeOptions, kv_bytes_per_token, load_model
 
 WARM_UP_PROMPT_TOKENS = 16
 WARM_UP_OUTPUT_TOKENS = 4
@@ -84,10 +85,16 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTimes:
-    """One run: seconds from submission to the first token, and from there to the last."""
+    """
+    One run: seconds from submission to the first token, and from there to the last.
+
+    Attributes:
+        stream_bytes_per_s: How fast memory was read just before and after it; None where that was not measured.
+    """
 
     time_to_first_token_s: float
     decode_s: float
+    stream_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +124,9 @@ class BenchReport:
         prefill_tokens_per_s: Prompt tokens per second up to the first token.
         decode_tokens_per_s: Tokens per second after the first.
         time_to_first_token_s: Seconds from submission to the first token.
+        stream_bytes_per_s: How fast the same threads read the weights and do nothing else, before and after each run.
+        decode_bytes_per_token: Weights, and the keys and values in the middle of the answer, that a token must read.
+        decode_share_of_stream: Bytes that decoding read per second, as a part of ``stream_bytes_per_s`` of the run.
     """
 
     quantization: str
@@ -131,6 +141,9 @@ class BenchReport:
     prefill_tokens_per_s: Spread
     decode_tokens_per_s: Spread
     time_to_first_token_s: Spread
+    stream_bytes_per_s: Spread
+    decode_bytes_per_token: int
+    decode_share_of_stream: Spread
     memory: MemoryUse
 
 
@@ -167,7 +180,12 @@ def measure_model(
     with load_model(path, runtime) as model:
         load_s = clock() - started_at
         config = EngineConfig(max_running=1, max_waiting=0, prefill_chunk_tokens=options.prefill_chunk_tokens)
-        runs = measure_engine(Engine(model.backend, config), options, progress=progress, clock=clock)
+        engine = Engine(model.backend, config)
+        runs = measure_engine(engine, options, progress=progress, clock=clock, read_stream=model.backend.read_weights)
+        context = options.prompt_tokens + options.output_tokens // 2
+        bytes_per_token = model.backend.step_weight_bytes + context * kv_bytes_per_token(model.bundle)
+        stream = [run.stream_bytes_per_s for run in runs if run.stream_bytes_per_s is not None]
+        decode = [(options.output_tokens - 1) / run.decode_s for run in runs]
         return BenchReport(
             quantization=model.bundle.quantization,
             level=model.bundle.level,
@@ -179,19 +197,31 @@ def measure_model(
             compile_s=compile_s,
             load_s=load_s,
             prefill_tokens_per_s=Spread.of([options.prompt_tokens / run.time_to_first_token_s for run in runs]),
-            decode_tokens_per_s=Spread.of([(options.output_tokens - 1) / run.decode_s for run in runs]),
+            decode_tokens_per_s=Spread.of(decode),
             time_to_first_token_s=Spread.of([run.time_to_first_token_s for run in runs]),
+            stream_bytes_per_s=Spread.of(stream),
+            decode_bytes_per_token=bytes_per_token,
+            decode_share_of_stream=Spread.of(
+                [speed * bytes_per_token / read for speed, read in zip(decode, stream, strict=True)]
+            ),
             memory=read_memory_use(),
         )
 
 
 def measure_engine(
-    engine: Engine, options: BenchOptions, *, progress: Progress | None = None, clock: Clock = time.perf_counter
+    engine: Engine,
+    options: BenchOptions,
+    *,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+    read_stream: Callable[[], int] | None = None,
 ) -> list[RunTimes]:
     """
     Time ``options.repeat`` requests that run alone on an idle engine, after one short one that is not counted.
 
-    Every prompt is different, so none is taken from the cache of an earlier one.
+    Every prompt is different, so none is taken from the cache of an earlier one. *read_stream*, where given, reads
+    memory as fast as it can and returns how many bytes; it is timed before and after each run, because other users of
+    a machine take bandwidth one minute and not the next.
 
     Raises:
         PromptTooLong: If prompt and output exceed the context.
@@ -205,10 +235,24 @@ def measure_engine(
     runs: list[RunTimes] = []
     for index in range(options.repeat):
         prompt = _random_ids(engine, rng, options.prompt_tokens)
-        runs.append(_run(engine, _request(f"run-{index}", prompt, options.output_tokens), clock))
+        before = _stream_speed(read_stream, clock)
+        run = _run(engine, _request(f"run-{index}", prompt, options.output_tokens), clock)
+        after = _stream_speed(read_stream, clock)
+        if before is not None and after is not None:
+            run = dataclasses.replace(run, stream_bytes_per_s=(before + after) / 2)
+        runs.append(run)
         if progress is not None:
             progress("measuring", index + 1, options.repeat)
     return runs
+
+
+def _stream_speed(read_stream: Callable[[], int] | None, clock: Clock) -> float | None:
+    """Return bytes per second, or None where there is nothing to read."""
+    if read_stream is None:
+        return None
+    started_at = clock()
+    nbytes = read_stream()
+    return nbytes / max(clock() - started_at, 1e-9)
 
 
 def read_memory_use(root: Path = Path("/")) -> MemoryUse:

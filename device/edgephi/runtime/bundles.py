@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import platformdirs
 
 from edgephi.artifact.bundle import BUNDLE_JSON, Bundle, BundleOptions, fingerprint, read_bundle
 from edgephi.artifact.digest import compiler_digest, model_digest
-from edgephi.artifact.manifest import Progress
+from edgephi.artifact.manifest import Progress, read_manifest
 from edgephi.errors import (
     BundleInvalid,
     CompileFailed,
@@ -41,14 +42,14 @@ _COMPILER_ERRORS: Mapping[str, Callable[[str], EdgephiError]] = MappingProxyType
 )
 
 
-def host_options(level: str | None = None, activations: str = "int8", kv_dtype: str = "float16") -> BundleOptions:
+def host_options(level: str | None = None, activations: str = "int8", kv_dtype: str = "int8") -> BundleOptions:
     """
     Return what to compile for on this machine.
 
     Args:
         level: Instruction-set level; the best this CPU has when None.
         activations: ``int8`` or ``float32``.
-        kv_dtype: ``float16`` or ``float32``.
+        kv_dtype: ``int8``, ``float16`` or ``float32``.
 
     Raises:
         CpuUnsupported: If no level fits this CPU.
@@ -118,6 +119,8 @@ def ensure_bundle(model_dir: Path, options: BundleOptions, progress: Progress | 
     with _one_at_a_time(folder):
         found = current_bundle(model_dir, options)  # another process may have made it meanwhile
         if found is None:
+            _remove_leftovers(folder)
+            _check_disk(model_dir, folder)
             _run_compiler(model_dir, folder, options, progress)
             found = folder, read_bundle(folder)
     return found
@@ -147,6 +150,24 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what compilers that were killed left beside *folder*: up to gigabytes, and never read by anyone."""
+    for pattern in (f".{folder.name}-????????", f".{folder.name}-old-????????"):
+        for leftover in folder.parent.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_disk(model_dir: Path, folder: Path) -> None:
+    """Refuse what cannot fit before the compiler spends its time; packed weights are as large as the model's."""
+    wanted = read_manifest(model_dir).total_bytes
+    free = shutil.disk_usage(folder.parent).free
+    if free < wanted:
+        raise CompileFailed(
+            f"{folder.parent} has {free / 2**20:.0f} MiB free and the compiled model takes about "
+            f"{wanted / 2**20:.0f} MiB; free some space"
+        )
 
 
 def _run_compiler(model_dir: Path, out: Path, options: BundleOptions, progress: Progress | None) -> None:

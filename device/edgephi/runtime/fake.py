@@ -17,6 +17,7 @@ from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch, I32Array
 from edgephi.errors import ConfigError, EngineFailed
 
 _EMPTY = -1  # content of a slot never written; no token id
+_SUCCESSOR_FACTOR = 7  # the habitual successor of token t is 7 t + 1
 _SCRIPTED_LOGIT = 100.0  # leaves every other token a probability below 1e-38 at temperature 1
 
 
@@ -25,7 +26,8 @@ class FakeBackend:
     Answers from a script, or with logits drawn from a hash of the whole history.
 
     Without a script, the logits of a row are normal random numbers seeded by every token of the sequence up to that
-    row, read back through the block table. With one, each answer is the script, then ``eos_token_id`` for ever.
+    row, read back through the block table; with a habit, one successor of the row's own token gets a higher one. With
+    a script, each answer is the script, then ``eos_token_id`` for ever.
 
     Lives until closed; closing only makes later forwards fail, as they would with a real one.
     """
@@ -39,6 +41,7 @@ class FakeBackend:
         max_batch_tokens: int = 128,
         max_context_tokens: int = 4096,
         step_delay_s: float = 0.0,
+        habit: float = 0.0,
         script: Sequence[int] | None = None,
         eos_token_id: int = 0,
     ) -> None:
@@ -52,6 +55,8 @@ class FakeBackend:
             max_batch_tokens: Most rows in one forward.
             max_context_tokens: Longest sequence.
             step_delay_s: How long each forward sleeps, in seconds, to look like a real one.
+            habit: What is added to the logit of one fixed successor of each token, so that answers repeat themselves;
+                the random ones have a standard deviation of 2.
             script: Token ids of every answer; None answers from the hash.
             eos_token_id: Follows the script; give it to requests as a stop token.
 
@@ -73,6 +78,7 @@ class FakeBackend:
                 raise ConfigError(f"token id {token_id} of the script is outside 0 to {vocab_size - 1}")
         self._spec = BackendSpec(**sizes)
         self._step_delay_s = step_delay_s
+        self._habit = np.float32(habit)
         self._script = None if script is None else tuple(script)
         self._eos_token_id = eos_token_id
         num_slots = num_pages * page_size
@@ -158,15 +164,19 @@ class FakeBackend:
         self._num_answered[batch.slots] = 0
         if self._script is None:
             return
+        wanted = np.isin(np.arange(len(batch.tokens)), batch.logit_rows)
         for index in range(len(batch.kv_len)):
-            row, position = int(batch.row_start[index]), int(batch.positions[batch.row_start[index]])
-            if batch.row_start[index + 1] - row > 1 or position == 0:
+            span = slice(int(batch.row_start[index]), int(batch.row_start[index + 1]))
+            position = int(batch.positions[span.start])
+            if position == 0 or not wanted[span].all():
                 continue
-            # A single row right after one whose logits were just given is a decode: its token was drawn from them.
+            # Rows that all want logits, right after one whose logits were just given, are a decode: the first token
+            # was drawn from them, the others are guesses of what comes next.
             page = int(batch.block_table[index, (position - 1) // self._spec.page_size])
             previous = page * self._spec.page_size + (position - 1) % self._spec.page_size
             if previous in self._asked:
-                self._num_answered[batch.slots[row]] = self._num_answered[previous] + 1
+                num_rows = span.stop - span.start
+                self._num_answered[batch.slots[span]] = self._num_answered[previous] + np.arange(1, num_rows + 1)
 
     def _read(self, pages: I32Array, length: int) -> I32Array:
         """(length,) int32: the tokens of a sequence as its pages hold them."""
@@ -179,7 +189,9 @@ class FakeBackend:
     def _hashed(self, history: I32Array) -> F32Array:
         digest = hashlib.blake2b(history.tobytes(), digest_size=8).digest()
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-        return 2.0 * rng.standard_normal(self._spec.vocab_size, dtype=np.float32)
+        logits: F32Array = 2.0 * rng.standard_normal(self._spec.vocab_size, dtype=np.float32)
+        logits[(_SUCCESSOR_FACTOR * int(history[-1]) + 1) % self._spec.vocab_size] += self._habit
+        return logits
 
     def _scripted(self, slot: int) -> F32Array:
         assert self._script is not None

@@ -16,9 +16,11 @@ from edgephi.artifact.config import ModelConfig, load_config
 from edgephi.artifact.manifest import Progress
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch
 from edgephi.errors import ConfigError, FieldViolation, InsufficientMemory, InvalidRequest, PromptTooLong
-from edgephi.profile.cgroup import read_limits
+from edgephi.profile.cgroup import read_available_memory, read_limits
+from edgephi.profile.cores import read_clusters
 from edgephi.profile.probe import read_memory
 from edgephi.runtime.bundles import ensure_bundle, host_options
+from edgephi.runtime.threads import ThreadPlan, choose_threads
 
 if TYPE_CHECKING:
     from edgephi.runtime.tvm_backend import TvmBackend
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 _ROOT = Path("/")
 _DEFAULT_KV_TOKENS = 4096
 _DEFAULT_SEQUENCES = 4
-_THREADED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +38,16 @@ class RuntimeOptions:
     Attributes:
         level: Instruction-set level; the best this CPU has when None.
         activations: ``int8``, or ``float32`` for exact but slow arithmetic.
-        kv_dtype: ``float16`` or ``float32``.
+        kv_dtype: Element type of cached keys and values: ``int8``, ``float16`` or ``float32``.
         kv_tokens: Tokens of keys and values kept for all streams together; when None, four contexts but at most
             4096 tokens, and at least one context.
-        threads: Threads that compute, at most the cores this process may use. When None, as many as those, but one for
-            a model of less than 64 MiB: its steps are so short that handing out work costs more than it gains, and on
-            a busy machine a step waits for whichever thread has no core.
+        threads: Threads that compute, at most the cores this process may use. When None, chosen for the model and the
+            machine by :func:`edgephi.runtime.threads.choose_threads`.
     """
 
     level: str | None = None
     activations: str = "int8"
-    kv_dtype: str = "float16"
+    kv_dtype: str = "int8"
     kv_tokens: int | None = None
     threads: int | None = None
 
@@ -65,15 +65,22 @@ class LoadedModel:
         config: What the folder's configuration says.
         bundle: What was compiled.
         backend: What the engine drives.
-        threads: Threads that compute.
+        thread_plan: Which threads compute, and why.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, bundle: Bundle, backend: TvmBackend, threads: int) -> None:
+    def __init__(
+        self, path: Path, config: ModelConfig, bundle: Bundle, backend: TvmBackend, thread_plan: ThreadPlan
+    ) -> None:
         self.path = path
         self.config = config
         self.bundle = bundle
         self.backend = backend
-        self.threads = threads
+        self.thread_plan = thread_plan
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that compute."""
+        return self.thread_plan.count
 
     def logits(self, token_ids: Sequence[int]) -> F32Array:
         """
@@ -151,9 +158,9 @@ def load_model(
     options = options or RuntimeOptions()
     if options.kv_tokens is not None and options.kv_tokens < 1:
         raise ConfigError(f"kv_tokens is {options.kv_tokens}; must be at least 1")
-    cores = len(os.sched_getaffinity(0))
-    if options.threads is not None and not 1 <= options.threads <= cores:
-        raise ConfigError(f"threads is {options.threads}; must be 1 to {cores}, the cores this process may use")
+    allowed = sorted(os.sched_getaffinity(0))
+    if options.threads is not None and not 1 <= options.threads <= len(allowed):
+        raise ConfigError(f"threads is {options.threads}; must be 1 to {len(allowed)}, the cores this process may use")
     model_dir = Path(path)
     config = load_config(model_dir)
     folder, bundle = ensure_bundle(model_dir, options.bundle_options(), progress)
@@ -162,30 +169,34 @@ def load_model(
         kv_tokens = max(
             config.context_window_size, min(_DEFAULT_SEQUENCES * config.context_window_size, _DEFAULT_KV_TOKENS)
         )
-    threads = options.threads
-    if threads is None:
-        threads = cores if bundle.weights.nbytes >= _THREADED_BYTES else 1
+    threads = choose_threads(
+        read_clusters(_ROOT),
+        allowed=allowed,
+        quota=read_limits(_ROOT).cpu_cores,
+        weights_bytes=bundle.weights.nbytes,
+        requested=options.threads,
+    )
     num_pages = -(-kv_tokens // bundle.page_size)
     _check_memory(bundle, num_pages)
 
     # Here, so that whoever only needs a fake engine or a client never loads TVM.
     from edgephi.runtime.tvm_backend import TvmBackend
 
-    backend = TvmBackend(folder, bundle, num_pages=num_pages, num_threads=threads)
+    backend = TvmBackend(folder, bundle, num_pages=num_pages, threads=threads)
     return LoadedModel(model_dir, config, bundle, backend, threads)
 
 
 def kv_bytes_per_token(bundle: Bundle) -> int:
     """Return the bytes of keys and values one token takes."""
-    element = np.dtype(bundle.kv_dtype).itemsize
-    return 2 * bundle.num_layers * bundle.num_kv_heads * bundle.head_dim * element
+    page_bytes = bundle.page_elements * np.dtype(bundle.kv_dtype).itemsize
+    return bundle.num_layers * bundle.num_kv_heads * page_bytes // bundle.page_size
 
 
 def _check_memory(bundle: Bundle, num_pages: int) -> None:
     """Refuse what cannot fit before anything is allocated; the weights count because they must stay in memory."""
     kv = kv_bytes_per_token(bundle) * bundle.page_size * num_pages
     wanted = bundle.weights.nbytes + kv
-    known = [n for n in (read_memory(_ROOT).available_bytes, read_limits(_ROOT).memory_bytes) if n is not None]
+    known = [n for n in (read_memory(_ROOT).available_bytes, read_available_memory(_ROOT)) if n is not None]
     available = min(known, default=wanted)
     if wanted > available:
         fits = (available - bundle.weights.nbytes) // kv_bytes_per_token(bundle)

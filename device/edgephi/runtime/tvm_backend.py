@@ -16,10 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgephi.artifact.bundle import ALIGNMENT, LIBRARY, WEIGHTS, Bundle, PackedTensor, check_digest
+from edgephi.artifact.bundle import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    LIBRARY,
+    STREAM_MULTIPLE,
+    WEIGHTS,
+    Bundle,
+    check_digest,
+    check_weights_header,
+)
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch, I32Array
 from edgephi.errors import BundleInvalid, CpuUnsupported, EngineFailed, InsufficientMemory
 from edgephi.profile.isa import host_arch, host_features
+from edgephi.runtime.threads import ThreadPlan, apply_to_this_thread
 from edgephi.runtime.tvm_runtime import VirtualMachine, tvm, tvm_ffi
 
 
@@ -30,7 +40,7 @@ class TvmBackend:
     The composition root creates it and closes it after the engine has stopped.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, *, num_pages: int, num_threads: int) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, *, num_pages: int, threads: ThreadPlan) -> None:
         """
         Load a bundle.
 
@@ -38,12 +48,12 @@ class TvmBackend:
             folder: Where the bundle lies.
             bundle: What :func:`edgephi.artifact.bundle.read_bundle` said of it.
             num_pages: Pages to hold keys and values.
-            num_threads: Threads that compute, the calling one included.
+            threads: Threads that compute, the calling one included.
 
         Raises:
             CpuUnsupported: If this CPU lacks an instruction the library uses; nothing was loaded.
             BundleInvalid: If the library is damaged or was not made with these weights.
-            InsufficientMemory: If the pages cannot be allocated.
+            InsufficientMemory: If the weights cannot be mapped or the pages not be allocated.
         """
         check_cpu(folder, bundle)
         check_digest(folder / LIBRARY, bundle.library)
@@ -54,10 +64,9 @@ class TvmBackend:
             max_batch_tokens=bundle.max_batch_tokens,
             max_context_tokens=bundle.context_tokens,
         )
-        self._num_threads = num_threads
+        self._threads = threads
         self._configured_thread: int | None = None
-        library = _load_library(folder / LIBRARY)
-        machine = VirtualMachine(library, tvm.cpu())
+        machine = _load_machine(folder / LIBRARY)
         made_with = json.loads(str(machine["_metadata"]()))["fingerprint"]
         if made_with != bundle.fingerprint:
             raise BundleInvalid(
@@ -65,8 +74,11 @@ class TvmBackend:
                 "compile the model again"
             )
         self._forward: Any = machine["forward"]
-        self._weights, self._parameters = _map_weights(folder / WEIGHTS, bundle.parameters)
-        shape = (bundle.num_layers, num_pages, 2, bundle.num_kv_heads, bundle.page_size * bundle.head_dim)
+        self._stream_read: Any = machine["stream_read"]
+        self._weights, self._parameters = _map_weights(folder, bundle)
+        # All but the embedding table, of which a step takes a row a token.
+        self._step_weight_bytes = sum(p.nbytes for p in bundle.parameters if not p.name.startswith("transformer.embd."))
+        shape = (bundle.num_layers, bundle.num_kv_heads, num_pages, bundle.page_elements)
         self._pages = _zeros(shape, bundle.kv_dtype)
         self._pages_tensor = tvm_ffi.from_dlpack(self._pages)
 
@@ -79,6 +91,18 @@ class TvmBackend:
     def kv_bytes(self) -> int:
         """Bytes of the page tensors; the system commits them as pages are first used."""
         return int(self._pages.nbytes)
+
+    @property
+    def step_weight_bytes(self) -> int:
+        """Bytes of weights that every step reads."""
+        return self._step_weight_bytes
+
+    def read_weights(self) -> int:
+        """Read all weights once, with the threads that compute, and return how many bytes that was."""
+        self._configure_threads()
+        whole = self._weights[: self._weights.nbytes // STREAM_MULTIPLE * STREAM_MULTIPLE]
+        self._stream_read(tvm_ffi.from_dlpack(whole))
+        return int(whole.nbytes)
 
     def forward(self, batch: ForwardBatch) -> F32Array:
         """
@@ -105,15 +129,18 @@ class TvmBackend:
         return result
 
     def _configure_threads(self) -> None:
-        """Set how many threads compute. TVM has a pool of workers for each thread that calls it, so each is told."""
+        """Set which threads compute. TVM has a pool of workers for each thread that calls it, so each is told."""
         caller = threading.get_ident()
         if caller != self._configured_thread:
-            tvm_ffi.get_global_func("runtime.config_threadpool")(0, self._num_threads)
+            # First, for the pool starts its workers when it is first used, and they inherit from this thread.
+            apply_to_this_thread(self._threads)
+            tvm_ffi.get_global_func("runtime.config_threadpool")(0, self._threads.count)
             self._configured_thread = caller
 
     def close(self) -> None:
         """Drop the library, the pages and the mapping. Calling it again does nothing."""
         self._forward = None
+        self._stream_read = None
         self._parameters = None
         self._weights = np.zeros(0, dtype=np.uint8)
         self._pages_tensor = None
@@ -139,6 +166,22 @@ def check_cpu(folder: Path, bundle: Bundle) -> None:
         )
 
 
+def _load_machine(path: Path) -> VirtualMachine:
+    """
+    Load a library and what runs it.
+
+    Raises:
+        BundleInvalid: If the dynamic loader refuses the file, or it is none of ours.
+    """
+    try:
+        machine = VirtualMachine(_load_library(path), tvm.cpu())
+        machine["_metadata"]
+    except (RuntimeError, OSError, AttributeError, KeyError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BundleInvalid(f"{path} cannot be loaded ({reason}); compile the model again") from error
+    return machine
+
+
 def _load_library(path: Path) -> Any:
     """
     Load a library, also when an older file was loaded from the same path.
@@ -156,14 +199,30 @@ def _load_library(path: Path) -> Any:
         return tvm_ffi.load_module(path)
 
 
-def _map_weights(path: Path, parameters: tuple[PackedTensor, ...]) -> tuple[npt.NDArray[np.uint8], Any]:
-    """Map weights.bin and return the mapping with the parameters as one TVM tuple; nothing is copied."""
-    with path.open("rb") as file:
-        # Copy-on-write because DLPack refuses read-only memory; nobody writes, so processes share the page cache.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+def _map_weights(folder: Path, bundle: Bundle) -> tuple[npt.NDArray[np.uint8], Any]:
+    """
+    Map weights.bin and return the mapping with the parameters as one TVM tuple; nothing is copied.
+
+    Raises:
+        BundleInvalid: If the file was replaced since the bundle was read.
+        InsufficientMemory: If the address space or what the system commits to processes is too small.
+    """
+    size = bundle.weights.nbytes
+    with (folder / WEIGHTS).open("rb") as file:
+        try:
+            # Copy-on-write because DLPack refuses read-only memory; nobody writes, so processes share the page cache.
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+        except ValueError as error:
+            raise BundleInvalid(f"{folder / WEIGHTS} is shorter than when it was checked; load it again") from error
+        except OSError as error:
+            raise InsufficientMemory(
+                f"{size / 2**20:.0f} MiB of weights cannot be mapped ({error.strerror}); raise the limit on address "
+                "space (ulimit -v), or allow the system to overcommit"
+            ) from error
+    check_weights_header(folder, mapped[:HEADER_BYTES], bundle)
     whole = np.frombuffer(mapped, dtype=np.uint8)
     tensors = []
-    for spec in parameters:
+    for spec in bundle.parameters:
         view = whole[spec.offset : spec.offset + spec.nbytes].view(np.dtype(spec.dtype)).reshape(spec.shape)
         tensors.append(tvm_ffi.from_dlpack(view))
     return whole, tvm_ffi.convert(tensors)
@@ -176,7 +235,7 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[np.generic]:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise InsufficientMemory(
-            f"{size / 2**20:.0f} MiB for {shape[1]} pages of keys and values cannot be allocated ({error.strerror}); "
+            f"{size / 2**20:.0f} MiB for {shape[2]} pages of keys and values cannot be allocated ({error.strerror}); "
             "ask for fewer tokens"
         ) from error
     return np.frombuffer(memory, dtype=dtype).reshape(shape)

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 _RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
 
-# Read when workers start. They are not pinned, so that two servers, or a server and a test, do not fight for core 0.
+# Read when workers start. TVM does not pin them, so that two servers, or a server and a test, do not fight for core 0.
 # TVM's own guess at the number of cores halves it on x86, for hyper-threads that a virtual machine does not have; how
-# many of them work is set when a model is loaded.
+# many of them work is set when a model is loaded. A worker yields this often before it sleeps: enough to stay awake
+# between two kernels, while TVM's default of 300,000 would keep the core busy for a tenth of a second after each step.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class AnswerEnd:
         output_tokens: Tokens generated.
         time_to_first_token_s: In seconds; None where there was no token.
         decode_s: From the first token to the last.
+        accepted_tokens: How many tokens were guessed and so needed no pass over the weights; None where unknown.
     """
 
     model: str
@@ -52,6 +53,7 @@ class AnswerEnd:
     output_tokens: int
     time_to_first_token_s: float | None
     decode_s: float
+    accepted_tokens: int | None = None
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -68,12 +70,15 @@ class AnswerEnd:
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "time_to_first_token_s": self.time_to_first_token_s,
             "decode_tokens_per_s": self.decode_tokens_per_s,
         }
 
     def __str__(self) -> str:
         parts = [f"{self.output_tokens} token{'' if self.output_tokens == 1 else 's'}"]
+        if self.accepted_tokens:
+            parts[0] += f" ({self.accepted_tokens} guessed)"
         if self.time_to_first_token_s is not None:
             parts.append(f"first token {format_seconds(self.time_to_first_token_s)}")
         if self.decode_tokens_per_s is not None:
@@ -223,6 +228,7 @@ class _LocalAnswer:
             output_tokens=final.usage.output_tokens,
             time_to_first_token_s=timings.queue_s + timings.prefill_s if has_token else None,
             decode_s=timings.decode_s,
+            accepted_tokens=final.usage.accepted_tokens,
         )
 
     def __enter__(self) -> Answer:

@@ -40,7 +40,7 @@ def bench(
     service: ServiceOptions,
 ) -> None:
     """
-    Measure loading time, prompt and decoding speed, time to first token, and memory.
+    Measure loading time, prompt and decoding speed, time to first token, memory, and how much of its bandwidth is used.
 
     One request runs alone in this process; prompts are random token ids, for speed does not depend on their meaning.
     Numbers are medians over the runs, with the smallest and the largest. Other work on the machine slows it down.
@@ -63,7 +63,9 @@ def bench(
         prefill_chunk_tokens=prefill_chunk,
         seed=seed,
     )
-    runtime = RuntimeOptions(level=service.level, kv_tokens=service.kv_tokens, threads=service.threads)
+    runtime = RuntimeOptions(
+        level=service.level, kv_dtype=service.kv_dtype, kv_tokens=service.kv_tokens, threads=service.threads
+    )
     with ProgressLine() as progress:
         report = measure_model(source.path, runtime, options, progress=progress)
     if as_json:
@@ -85,6 +87,11 @@ def _print_report(name: str, report: BenchReport) -> None:
     click.echo(f"  prefill       {_spread(report.prefill_tokens_per_s)} tok/s")
     click.echo(f"  decode        {_spread(report.decode_tokens_per_s)} tok/s")
     click.echo(f"  first token   {_spread(report.time_to_first_token_s, scale=1000)} ms")
+    click.echo(f"  memory read   {_spread(report.stream_bytes_per_s, scale=1e-9)} GB/s, streaming, beside these runs")
+    click.echo(
+        f"  decode reads  {_spread(report.decode_share_of_stream, scale=100)} % of that: "
+        f"{report.decode_bytes_per_token / 1e9:.3f} GB a token"
+    )
     click.echo(
         f"  memory        peak {format_bytes(memory.peak_resident_bytes)}: private "
         f"{format_bytes(memory.private_resident_bytes)}, file-backed {format_bytes(memory.file_resident_bytes)}"

@@ -10,7 +10,7 @@ import click
 
 from edgephi.cli.answers import Source, Turn, open_source
 from edgephi.cli.compose import ServiceOptions
-from edgephi.cli.options import Address, connect_options, json_option, service_options
+from edgephi.cli.options import Address, answering_options, connect_options, json_option
 from edgephi.cli.output import ProgressLine, print_json
 from edgephi.cli.run import print_answer
 from edgephi.cli.sampling import SamplingChoice, sampling_options
@@ -23,7 +23,7 @@ HELP = "/reset forgets the conversation, /stats shows the last answer's speed, /
 @click.option("-s", "--system", metavar="TEXT", help="What the model is told at the start.")
 @json_option
 @sampling_options
-@service_options
+@answering_options
 @connect_options(is_required=False)
 def chat(
     *, system: str | None, as_json: bool, service: ServiceOptions, address: Address | None, **sampling: Any

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Phi-3-mini in 4 bits: 2.2 GB of weights, pages for a few thousand tokens, the process itself.
 PHI3_MINI_MEMORY_BYTES = 3_000_000_000
+PHI3_MINI_WEIGHTS_BYTES = 2_150_000_000
 # The download and the packed weights beside it, each 2.2 GB.
 PHI3_MINI_DISK_BYTES = 5_000_000_000
 POCKET_MEMORY_BYTES = 300_000_000
@@ -59,6 +60,7 @@ def run_checks() -> Iterator[Check]:
     facts = probe()
     yield check_cpu(facts)
     yield check_cores(facts)
+    yield check_threads(facts)
     yield check_memory(facts)
     checks: tuple[Callable[[], Check], ...] = (
         check_models_disk,
@@ -103,9 +105,22 @@ def check_cores(facts: DeviceFacts) -> Check:
         return Check("Cores", Status.WARN, found, remedy)
     quota = facts.limits.cpu_cores
     if quota is not None and quota < allowed:
-        remedy = f"a quota allows {quota:g} cores; give --threads {max(1, int(quota))} or raise the quota"
+        remedy = f"a quota of {quota:g} cores: auto means at most --threads {max(1, int(quota))}; raise it for more"
         return Check("Cores", Status.WARN, found, remedy)
     return Check("Cores", Status.OK, found)
+
+
+def check_threads(facts: DeviceFacts) -> Check:
+    """Which cores would compute Phi-3-mini, and why those?"""
+    from edgephi.runtime.threads import choose_threads
+
+    clusters, limits = facts.cpu.clusters, facts.limits
+    allowed = limits.allowed_cpus or tuple(cpu for cluster in clusters for cpu in cluster.cpus)
+    if not allowed:
+        return Check("Threads", Status.WARN, "cores are not known", "mount /proc and /sys")
+    plan = choose_threads(clusters, allowed=allowed, quota=limits.cpu_cores, weights_bytes=PHI3_MINI_WEIGHTS_BYTES)
+    where = "any CPU" if plan.cpus is None else f"CPUs {', '.join(map(str, plan.cpus))}"
+    return Check("Threads", Status.OK, f"{plan.count} for Phi-3-mini on {where}: {plan.reason}")
 
 
 def check_memory(facts: DeviceFacts) -> Check:

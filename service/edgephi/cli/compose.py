@@ -58,10 +58,12 @@ class ServiceOptions:
         engine: What computes.
         level: Instruction-set level; None for the best this CPU has.
         kv_tokens: Tokens of keys and values for all requests together; None for the runtime's choice.
-        threads: Threads that compute; None for as many as this process may use.
+        kv_dtype: Element type of cached keys and values, one of ``artifact.bundle.KV_DTYPES``.
+        threads: Threads that compute; None for the runtime's choice.
         max_running: Most requests at once.
         prefill_chunk_tokens: Most prompt tokens in a step of their own.
         mixed_chunk_tokens: Most prompt tokens in a step that other requests decode in.
+        max_draft_tokens: Most guessed tokens checked beside a request's next one; 0 for none. Answers stay the same.
         default_max_tokens: Longest answer of a request that names no limit; None for a fair share of ``kv_tokens``.
     """
 
@@ -69,10 +71,12 @@ class ServiceOptions:
     engine: EngineKind = EngineKind.TVM
     level: str | None = None
     kv_tokens: int | None = None
+    kv_dtype: str = "int8"
     threads: int | None = None
     max_running: int = 1
     prefill_chunk_tokens: int = 64
     mixed_chunk_tokens: int = 16
+    max_draft_tokens: int = 8
     default_max_tokens: int | None = None
 
 
@@ -201,6 +205,7 @@ def open_service(options: ServiceOptions, *, progress: Progress | None = None) -
         max_running=options.max_running,
         prefill_chunk_tokens=options.prefill_chunk_tokens,
         mixed_chunk_tokens=options.mixed_chunk_tokens,
+        max_draft_tokens=options.max_draft_tokens,
     )
     config = load_config(source.path)
     tokenizer = Tokenizer.from_model_dir(source.path)
@@ -243,6 +248,7 @@ class _Loaded:
     backend: Backend
     owner: _Closable
     threads: int | None = None
+    cpus: tuple[int, ...] = ()
     level: str | None = None
     digest: str | None = None
     kv_dtype: str | None = None
@@ -259,12 +265,15 @@ def _tvm_backend(source: ModelSource, options: ServiceOptions, progress: Progres
         levels = [level.name for level in supported_levels(host_features(), host_arch())]
         if options.level not in levels:
             raise ConfigError(f"target is {options.level!r}; this CPU runs {', '.join(levels) or 'none of the levels'}")
-    runtime = RuntimeOptions(level=options.level, kv_tokens=options.kv_tokens, threads=options.threads)
+    runtime = RuntimeOptions(
+        level=options.level, kv_dtype=options.kv_dtype, kv_tokens=options.kv_tokens, threads=options.threads
+    )
     model = load_model(source.path, runtime, progress=progress)
     return _Loaded(
         backend=model.backend,
         owner=model,
         threads=model.threads,
+        cpus=model.thread_plan.cpus or (),
         level=model.bundle.level,
         digest=model.bundle.model_digest,
         kv_dtype=model.bundle.kv_dtype,
@@ -354,5 +363,6 @@ def _plan(loaded: _Loaded, options: ServiceOptions, context_tokens: int) -> Plan
         num_pages=spec.num_pages,
         kv_dtype=None if loaded.kv_dtype is None else KvDtype(loaded.kv_dtype),
         num_threads=loaded.threads,
+        cpus=loaded.cpus,
         memory=PlanMemory(weights_bytes=loaded.weights_bytes, kv_bytes=loaded.kv_bytes),
     )

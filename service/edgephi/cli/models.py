@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgephi.cli.compose import POCKET, ModelSource, resolve_model
-from edgephi.cli.options import json_option
+from edgephi.cli.options import KV_DTYPE, json_option
 from edgephi.cli.output import ProgressLine, format_bytes, print_json, print_table
 from edgephi.errors import ConfigError, EdgephiError
 
@@ -188,9 +188,7 @@ def synth(*, preset: str, out: Path, seed: int, force: bool, as_json: bool) -> N
 @click.option(
     "--activations", type=click.Choice(["int8", "float32"]), default="int8", show_default=True, help="float32 is slow."
 )
-@click.option(
-    "--kv-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Of the cache."
-)
+@click.option("--kv-dtype", type=KV_DTYPE, default="int8", show_default=True, help="Of cached keys and values.")
 @force_option
 @json_option
 def compile_command(
@@ -200,14 +198,14 @@ def compile_command(
     Compile MODEL for an instruction-set level. `run` and `serve` do this by themselves for their own machine.
 
     Levels: armv8.6-i8mm, armv8.2-dotprod, armv8.0, avx512-vnni, avx-vnni, x86-64-v3, x86-64-v2. Compiling for another
-    architecture needs zig: pip install edgephi[zig].
+    architecture needs zig: pip install 'edgephi[zig]'. It ends with what to copy to that machine.
 
     \b
     Examples:
       edgephi model compile phi3-mini-4k
       edgephi model compile phi3-mini-4k --target armv8.2-dotprod
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
-    from edgephi.profile.isa import ISA_LEVELS
+    from edgephi.profile.isa import ISA_LEVELS, host_arch
     from edgephi.runtime.bundles import bundle_folder, current_bundle, ensure_bundle, host_options
 
     if target is not None and target not in ISA_LEVELS:
@@ -222,10 +220,13 @@ def compile_command(
     done = "already compiled" if is_current and not force else "compiled"
     remark = "; --force does it again" if is_current and not force else ""
     size = bundle.library.nbytes + bundle.weights.nbytes
+    said = f"{done} for {bundle.level}: {folder} ({format_bytes(size)}){remark}"
+    if bundle.arch != host_arch():
+        said += f"\n{_how_to_move(source.path, folder)}"
     _done(
         folder,
         as_json=as_json,
-        said=f"{done} for {bundle.level}: {folder} ({format_bytes(size)}){remark}",
+        said=said,
         level=bundle.level,
         size_bytes=size,
         was_current=is_current and not force,
@@ -266,6 +267,15 @@ def _done(path: Path, *, as_json: bool, said: str, **more: Any) -> None:
         print_json({"path": str(path), **more})
     else:
         click.echo(said)
+
+
+def _how_to_move(model_dir: Path, bundle_dir: Path) -> str:
+    """Return what to copy to the machine a bundle is for, so that ``run`` and ``serve`` find it there."""
+    if model_dir in bundle_dir.parents:
+        what, serve = f"{model_dir} without params_shard_*.bin", "edgephi serve --model FOLDER"
+    else:
+        what, serve = f"{bundle_dir.parent} into ~/.cache/edgephi/build", "edgephi serve"
+    return f"on the other machine: copy {what}, install the same version of edgephi, `{serve}`"
 
 
 def _to_type(path: Path) -> str:

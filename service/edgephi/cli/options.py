@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgephi.cli.compose import POCKET, EngineKind, ServiceOptions
+from edgephi.profile.plan import KvDtype
 
 if TYPE_CHECKING:
     from edgephi.client import Client
@@ -25,6 +27,22 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, allow_from_autoenv=False, help="Print JSON on standard output."
 )
 
+KV_DTYPE = click.Choice([kind.value for kind in KvDtype])
+
+AUTO = "auto"
+
+
+class _Threads(click.ParamType[int | None]):
+    """A number of threads, or ``auto`` for None."""
+
+    name = f"N|{AUTO}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == AUTO:
+            return None
+        return click.IntRange(min=1).convert(value, param, ctx)
+
+
 _SERVICE = (
     click.option("-m", "--model", default=POCKET, show_default=True, help="Folder or name of a model."),
     click.option(
@@ -37,11 +55,29 @@ _SERVICE = (
     click.option("--target", metavar="LEVEL", help="Instruction-set level.  [default: the best of this CPU]"),
     click.option("--kv-tokens", type=click.IntRange(min=1), help="Tokens kept for all requests.  [default: by model]"),
     click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads that compute.  [default: all cores; 1 for a small model]"
+        "--kv-dtype",
+        type=KV_DTYPE,
+        default=ServiceOptions().kv_dtype,
+        show_default=True,
+        help="Of cached keys and values: int8 takes half the memory of float16.",
+    ),
+    click.option(
+        "--threads",
+        type=_Threads(),
+        help=f"Threads that compute; {AUTO} chooses for the model and this machine, as `edgephi doctor` shows."
+        f"  [default: {AUTO}]",
     ),
 )
 
-_LOCAL = ("model", "engine", "target", "kv_tokens", "threads")
+_DRAFT_TOKENS = click.option(
+    "--draft-tokens",
+    type=click.IntRange(min=0),
+    default=ServiceOptions().max_draft_tokens,
+    show_default=True,
+    help="Most guessed tokens checked at once, as far as that is faster; answers stay the same. 0 for none.",
+)
+
+_LOCAL = ("model", "engine", "target", "kv_tokens", "kv_dtype", "threads", "draft_tokens")
 
 _TLS = (
     click.option("--tls-ca", type=_FILE, help="Authorities that sign the server's certificate; turns TLS on."),
@@ -95,18 +131,40 @@ class Address:
 
 
 def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --model, --engine, --target, --kv-tokens and --threads; the command takes them as ``service``."""
+    """Add --model, --engine, --target, --kv-tokens, --kv-dtype and --threads; the command takes them as ``service``."""
 
     @functools.wraps(command)
     def with_service(
-        *, model: str, engine: str, target: str | None, kv_tokens: int | None, threads: int | None, **rest: Any
+        *,
+        model: str,
+        engine: str,
+        target: str | None,
+        kv_tokens: int | None,
+        kv_dtype: str,
+        threads: int | None,
+        **rest: Any,
     ) -> Any:
         service = ServiceOptions(
-            model=model, engine=EngineKind(engine), level=target, kv_tokens=kv_tokens, threads=threads
+            model=model,
+            engine=EngineKind(engine),
+            level=target,
+            kv_tokens=kv_tokens,
+            kv_dtype=kv_dtype,
+            threads=threads,
         )
         return command(service=service, **rest)
 
     return _add(with_service, _SERVICE)
+
+
+def answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what :func:`service_options` does, and --draft-tokens; the command takes them as ``service``."""
+
+    @functools.wraps(command)
+    def with_drafts(*, service: ServiceOptions, draft_tokens: int, **rest: Any) -> Any:
+        return command(service=dataclasses.replace(service, max_draft_tokens=draft_tokens), **rest)
+
+    return service_options(_add(with_drafts, (_DRAFT_TOKENS,)))
 
 
 def connect_options(*, is_required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -13,7 +13,7 @@ import click
 from edgephi.cli.answers import Answer, Source, Turn, open_source
 from edgephi.cli.compose import ServiceOptions
 from edgephi.cli.failures import EXIT_INTERRUPTED
-from edgephi.cli.options import Address, connect_options, json_option, service_options
+from edgephi.cli.options import Address, answering_options, connect_options, json_option
 from edgephi.cli.output import ProgressLine, print_json, printable
 from edgephi.cli.sampling import SamplingChoice, sampling_options
 from edgephi.errors import FieldViolation, InvalidRequest
@@ -27,7 +27,7 @@ from edgephi.errors import FieldViolation, InvalidRequest
 @click.option("--stats", is_flag=True, help="Print tokens and speed on standard error at the end.")
 @json_option
 @sampling_options
-@service_options
+@answering_options
 @connect_options(is_required=False)
 @click.pass_context
 def run(

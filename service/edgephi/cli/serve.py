@@ -14,7 +14,7 @@ import click
 
 from edgephi.cli.compose import LocalService, ServiceOptions, open_service
 from edgephi.cli.logs import LogFormat, configure_logs
-from edgephi.cli.options import json_option, service_options
+from edgephi.cli.options import answering_options, json_option
 from edgephi.cli.output import print_json
 from edgephi.cli.version import package_version
 from edgephi.errors import EngineFailed
@@ -73,7 +73,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="Of the log on standard error; auto is console on a terminal and JSON elsewhere.",
 )
 @json_option
-@service_options
+@answering_options
 def serve(
     *,
     service: ServiceOptions,

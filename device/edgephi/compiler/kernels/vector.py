@@ -24,6 +24,11 @@ def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
+def shuffle(vectors: list[Expr], *lanes: Expr | int) -> Expr:
+    """Return a vector of some lanes of the *vectors*, which count as laid end to end; of one lane, a scalar."""
+    return T.Shuffle(vectors, list(lanes))
+
+
 def round_even(x: Expr) -> Expr:
     """Round a float32x16 to the nearest integers, ties to even (as ``numpy.rint``)."""
     return intrinsic("llvm.rint.v16f32", "float32x16", x)
@@ -39,9 +44,24 @@ def max_(a: Expr, b: Expr) -> Expr:
     return intrinsic("llvm.maxnum.v16f32", "float32x16", a, b)
 
 
+def clamp(x: Expr, bound: float) -> Expr:
+    """A float32x16 held between -bound and bound."""
+    return intrinsic("llvm.minnum.v16f32", "float32x16", max_(x, splat(-bound)), splat(bound))
+
+
 def reduce_max(x: Expr) -> Expr:
-    """Largest lane of a float32x16."""
-    return intrinsic("llvm.vector.reduce.fmax.v16f32", "float32", x)
+    """
+    Largest lane of a float32x16.
+
+    Compared as integers of the same order, because LLVM compares floats one after the other, for NaN's sake.
+    """
+    bits = T.reinterpret(x, dtype="int32x16")
+    sign = T.shift_right(bits, T.broadcast(T.int32(31), 16))
+    ordered = T.bitwise_xor(bits, T.bitwise_and(sign, T.broadcast(T.int32(0x7FFFFFFF), 16)))
+    largest = intrinsic("llvm.vector.reduce.smax.v16i32", "int32", ordered)
+    return T.reinterpret(
+        T.bitwise_xor(largest, T.bitwise_and(T.shift_right(largest, T.int32(31)), T.int32(0x7FFFFFFF))), dtype="float32"
+    )
 
 
 def reduce_sum(x: Expr) -> Expr:
@@ -71,3 +91,9 @@ def exp(x: Expr) -> Expr:
     series = poly * r * r + r + splat(1.0)
     exponent = T.shift_left(T.Cast("int32x16", n) + T.broadcast(T.int32(127), 16), T.broadcast(T.int32(23), 16))
     return series * T.reinterpret(exponent, dtype="float32x16")
+
+
+@T.macro
+def prefetch(address):
+    """Ask for the cache line at *address*; one past the end of a buffer is harmless."""
+    T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))

@@ -1,0 +1,3 @@
+"""The elementwise kernels' own tests, with the kernels run on emulated ARM CPUs."""
+
+from tests.compiler.test_elementwise import *  # noqa: F403 - conftest.py keeps those that run a kernel

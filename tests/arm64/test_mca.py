@@ -1,0 +1,67 @@
+"""The loop that `make mca` gives to llvm-mca."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.arm64.mca import inner_loop, kernel_assembly
+
+from edgephi.compiler.kernels.activations import GROUP
+
+ASSEMBLY = """
+outer:
+.LBB0_1: // of blocks
+	add	x1, x1, #1
+.LBB0_2:
+	ldr	q1, [x25]
+	sdot	v22.4s, v28.16b, v27.16b
+	str	q1, [sp, #32]
+	smmla	v23.4s, v28.16b, v27.16b // two
+	b.ne	.LBB0_2
+.LBB0_3:
+	mla	v1.4s, v2.4s, v3.4s
+	cbnz	x3, .LBB0_3
+	tbz	w2, #1, .LBB0_4
+	cbnz	x2, .LBB0_1
+.LBB0_4:
+	ret
+"""
+
+
+def test_the_inner_loop_is_the_innermost_with_most_products() -> None:
+    """Of nested loops, forward jumps and a second loop the busiest innermost one is taken, with its spills."""
+    loop = inner_loop(ASSEMBLY)
+    assert [line.split()[0] for line in loop.lines] == ["ldr", "sdot", "str", "smmla", "b.ne"]
+    assert (loop.num_products, loop.num_spills) == (48, 1)
+
+
+def test_of_loops_with_as_many_products_the_shortest_is_taken() -> None:
+    """Where a tile of several tokens and one of one token are as large, the one that unpacks less is meant."""
+    body = "\tsdot\tv1.4s, v2.16b, v3.16b\n\tsmull\tv1.8h, v2.8b, v3.8b\n\tsmlal2\tv1.8h, v2.16b, v3.16b\n"
+    long = f".LBB0_1:\n{body}\tushr\tv1.16b, v2.16b, #4\n\tb.ne\t.LBB0_1\n"
+    assert len(inner_loop(f"{long}.LBB0_2:\n{body}\tb.ne\t.LBB0_2\n{long.replace('0_1', '0_3')}").lines) == 4
+
+
+def test_code_without_whole_groups_is_refused() -> None:
+    """Code without a loop and a loop that cannot be the kernel's are errors and no figures."""
+    with pytest.raises(ValueError, match="no loop"):
+        inner_loop("ret")
+    with pytest.raises(ValueError, match="has 16 integer products"):
+        inner_loop(ASSEMBLY.replace("smmla", "fmla"))
+
+
+@pytest.mark.parametrize("one_token", [True, False])
+def test_the_kernels_of_every_level_have_such_a_loop_without_spills(one_token: bool, level: str) -> None:
+    """A turn of each level's kernel takes some groups of 32 weights of whole vectors of rows, all in registers."""
+    loop = inner_loop(kernel_assembly(level, one_token=one_token))
+    assert loop.num_products % (4 * GROUP) == 0
+    assert loop.num_spills == 0
+
+
+def test_high_codes_are_shifted_and_not_masked(level: str) -> None:
+    """A register of packed codes is shifted once, by bytes, and masked once, for its low codes."""
+    loop = inner_loop(kernel_assembly(level, one_token=True))
+    num_registers = loop.num_products // 32
+    assert sum(bool(re.match(r"ushr\s+v\d+\.16b.*#4$", line)) for line in loop.lines) == num_registers
+    assert sum(bool(re.match(r"and\s+v\d+\.16b", line)) for line in loop.lines) == num_registers
