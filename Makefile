@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels precision pocket pocket-scores golden wheel clean
+.PHONY: help setup demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels precision quantizations pocket pocket-scores golden wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ bench: $(VENV)/.installed | build/phi3-mini-4k-synth ## measure Phi-3-mini's ful
 
 bench-kernels: $(VENV)/.installed ## measure the matrix kernel against arithmetic and memory
 	$(BIN)/python -m tests.bench.kernels
+
+quantizations: $(VENV)/.installed ## compare formats of weights: bytes, error, logits
+	$(BIN)/python -m tests.bench.quantizations
 
 precision: $(VENV)/.installed ## measure what int8 activations and int8 keys and values cost
 	$(BIN)/python -m tests.bench.precision

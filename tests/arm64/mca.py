@@ -87,7 +87,7 @@ class Loop:
 
 def inner_loop(assembly: str) -> Loop:
     """
-    Find the innermost loop that multiplies most integers; of equals the shortest, which unpacks weights for most tokens.
+    Find the innermost loop that multiplies most integers; of equals the shortest, which unpacks for most tokens.
 
     Raises:
         ValueError: If there is none, or a turn does not take whole groups of weights.
@@ -118,8 +118,6 @@ def _products(body: list[str]) -> int:
     for line in body:
         if re.match(r"(s|u|us|su)dot\s+v\d+\.4s", line):
             found += 16
-        elif re.match(r"(s|u|us)mmla\s+v\d+\.4s", line):
-            found += 32
         elif re.match(r"(mla|mul|[su]ml[as]l2?|[su]mull2?)\s+v\d+\.4s", line):
             found += 4
         elif re.match(r"(mla|mul|[su]ml[as]l2?|[su]mull2?)\s+v\d+\.8h", line):

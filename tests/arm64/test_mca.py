@@ -17,7 +17,8 @@ outer:
 	ldr	q1, [x25]
 	sdot	v22.4s, v28.16b, v27.16b
 	str	q1, [sp, #32]
-	smmla	v23.4s, v28.16b, v27.16b // two
+	smull	v23.8h, v28.8b, v27.8b // eight
+	smlal2	v23.8h, v28.16b, v27.16b
 	b.ne	.LBB0_2
 .LBB0_3:
 	mla	v1.4s, v2.4s, v3.4s
@@ -32,8 +33,8 @@ outer:
 def test_the_inner_loop_is_the_innermost_with_most_products() -> None:
     """Of nested loops, forward jumps and a second loop the busiest innermost one is taken, with its spills."""
     loop = inner_loop(ASSEMBLY)
-    assert [line.split()[0] for line in loop.lines] == ["ldr", "sdot", "str", "smmla", "b.ne"]
-    assert (loop.num_products, loop.num_spills) == (48, 1)
+    assert [line.split()[0] for line in loop.lines] == ["ldr", "sdot", "str", "smull", "smlal2", "b.ne"]
+    assert (loop.num_products, loop.num_spills) == (32, 1)
 
 
 def test_of_loops_with_as_many_products_the_shortest_is_taken() -> None:
@@ -47,8 +48,8 @@ def test_code_without_whole_groups_is_refused() -> None:
     """Code without a loop and a loop that cannot be the kernel's are errors and no figures."""
     with pytest.raises(ValueError, match="no loop"):
         inner_loop("ret")
-    with pytest.raises(ValueError, match="has 16 integer products"):
-        inner_loop(ASSEMBLY.replace("smmla", "fmla"))
+    with pytest.raises(ValueError, match="has 24 integer products"):
+        inner_loop(ASSEMBLY.replace("smlal2", "fmla"))
 
 
 @pytest.mark.parametrize("one_token", [True, False])

@@ -22,7 +22,7 @@ def converted(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     root = tmp_path_factory.mktemp("converted")
     return {
         name: convert_checkpoint(golden / "hf", root / name, quantization=name)
-        for name in ("q4f16_1", "q4f32_1", "q4f16_0")
+        for name in ("q4f16_1", "q4f32_1", "q4f16_0", "q3f16_g32")
     }
 
 

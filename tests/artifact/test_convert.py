@@ -17,6 +17,9 @@ from edgephi.artifact.checkpoint import open_checkpoint
 from edgephi.artifact.config import load_config
 from edgephi.artifact.convert import convert_checkpoint
 from edgephi.artifact.manifest import verify_model
+from edgephi.artifact.parameters import phi3_parameters
+from edgephi.artifact.quantization import dequantize_q3, quantize_q3
+from edgephi.artifact.weights import open_weights
 from edgephi.errors import ConfigError, ModelInvalid, ModelNotFound, UnsupportedModel
 
 TYPE_NAMES = {"float16": "F16", "uint16": "BF16", "float32": "F32"}
@@ -60,6 +63,32 @@ def test_weight_files_are_mlcs_byte_for_byte(golden: Path, converted: dict[str, 
     assert found == sorted([*expected, "mlc-chat-config.json"])
     for file in expected:
         assert (converted[name] / file).read_bytes() == (golden / name / file).read_bytes(), file
+
+
+def test_three_bit_folder_holds_what_the_quantizer_makes(golden: Path, converted: dict[str, Path]) -> None:
+    """Layers of a q3f16_g32 folder are the checkpoint's in 3 bits, embedding and output projection MLC-LLM's 4 bits."""
+    with (
+        open_weights(converted["q3f16_g32"]) as three,
+        open_weights(golden / "q4f16_1") as four,
+        open_checkpoint(golden / "hf") as checkpoint,
+    ):
+        for parameter in phi3_parameters(load_config(golden / "hf")):
+            if not parameter.is_matrix:
+                continue
+            found = three.matrix(parameter.prefix)
+            assert (found.n, found.k) == parameter.shape
+            if parameter.prefix in ("lm_head", "transformer.embd"):
+                np.testing.assert_array_equal(found.q_weight, four.matrix(parameter.prefix).q_weight)
+                np.testing.assert_array_equal(found.scale, four.matrix(parameter.prefix).scale)
+                continue
+            weight = checkpoint.rows(parameter.hf_name, 0, parameter.shape[0]).astype(np.float32)
+            assert found.bits == 3
+            np.testing.assert_array_equal(found.dequantize(), dequantize_q3(*quantize_q3(weight)))
+            np.testing.assert_array_equal(
+                found.dequantize(),
+                (found.unpack_codes() - np.float32(4)) * np.repeat(found.scales_nk().astype(np.float32), 32, axis=1),
+            )
+            assert np.std(found.dequantize() - weight) < 0.2 * np.std(weight)
 
 
 def test_configuration_survives(golden: Path, converted: dict[str, Path]) -> None:

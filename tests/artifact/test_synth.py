@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from edgephi.artifact.config import load_config
 from edgephi.artifact.manifest import verify_model
 from edgephi.artifact.parameters import phi3_parameters
-from edgephi.artifact.synth import PRESETS, synthesize
+from edgephi.artifact.quantization import find_quantization
+from edgephi.artifact.synth import PRESETS, stored_bytes, synthesize
 from edgephi.artifact.synth_tokenizer import special_ids, write_tokenizer
 from edgephi.artifact.weights import open_weights
 from edgephi.errors import ConfigError
@@ -73,10 +74,40 @@ def test_weights_are_sane(tiny_model: Path) -> None:
     assert float(np.std(values)) == pytest.approx(192**-0.5, rel=0.05)
 
 
+def test_three_bit_model_is_as_large_as_it_says(tmp_path: Path) -> None:
+    """
+    Codes of a 3-bit model are 0 to 7, its weights have the stated spread and mean 0, and progress counts its bytes.
+
+    The full-size model of that format would have 1,696,659,456 bytes, below 1.8 GB, and the 4-bit one 2,149,644,288.
+    """
+    seen: list[tuple[int, int]] = []
+    out = synthesize(
+        "phi3-tiny",
+        tmp_path / "out",
+        quantization="q3f16_g32",
+        progress=lambda _, done, total: seen.append((done, total)),
+    )
+    manifest = verify_model(out)
+    assert seen[-1] == (manifest.total_bytes, manifest.total_bytes)
+    assert load_config(out).quantization == "q3f16_g32"
+    with open_weights(out) as weights:
+        matrix = weights.matrix("transformer.h.1.mlp.gate_up_proj")
+        codes, values = matrix.unpack_codes(), matrix.dequantize()
+        assert weights.matrix("lm_head").bits == weights.matrix("transformer.embd").bits == 4
+    assert np.unique(codes).tolist() == list(range(8))
+    assert float(np.std(values)) == pytest.approx(192**-0.5, rel=0.05)
+    assert float(np.mean(values)) == pytest.approx(0, abs=0.01 * 192**-0.5)
+    full = phi3_parameters(PRESETS["phi3-mini-4k"])
+    sizes = [sum(stored_bytes(p, find_quantization(name)) for p in full) for name in ("q3f16_g32", "q4f16_1")]
+    assert sizes == [1_696_659_456, 2_149_644_288]
+
+
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    """An unknown preset, a negative seed and an existing folder raise ConfigError."""
+    """An unknown preset or quantization, a negative seed and an existing folder raise ConfigError."""
     with pytest.raises(ConfigError, match="preset is 'phi4'; use one of phi3-mini-4k"):
         synthesize("phi4", tmp_path / "out")
+    with pytest.raises(ConfigError, match="quantization is 'q4f16_0'; use one of q4f16_1, q3f16_g32"):
+        synthesize("phi3-tiny", tmp_path / "out", quantization="q4f16_0")
     with pytest.raises(ConfigError, match="seed is -1"):
         synthesize("phi3-tiny", tmp_path / "out", seed=-1)
     with pytest.raises(ConfigError, match="exists"):

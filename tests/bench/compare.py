@@ -240,7 +240,7 @@ class Comparison:
             workers: Their processes; those that no engine needs are not started.
             threads: Of each engine.
             rounds: Samples of each case and engine.
-            save: Called after every round: a comparison takes long, and an interrupted one is still worth having.
+            save: Called after every sample: a comparison takes long, and an interrupted one is still worth having.
         """
         self._engines = engines
         self._workers = {name: spec for name, spec in workers.items() if name in {e.worker for e in engines.values()}}
@@ -257,9 +257,13 @@ class Comparison:
             running: dict[str, Worker] = {}
             for group in GROUPS:
                 wanted = [case for case in group if case.row.case in cases]
-                for case in [case for case in wanted if case.is_fresh]:
-                    self._run_fresh(case)
+                fresh = [case for case in wanted if case.is_fresh]
                 lasting = [case for case in wanted if not case.is_fresh]
+                if fresh and running:
+                    stack.close()  # they would take the memory that the fresh ones need
+                    running = {}
+                for case in fresh:
+                    self._run_fresh(case)
                 if lasting and not running:
                     running = {name: stack.enter_context(self._started(name)) for name in self._workers}
                     for worker, settings in self._one_engine_each(running):
@@ -273,7 +277,6 @@ class Comparison:
                 for name, engine in self._engines.items():
                     answer = running[engine.worker].ask(case.request | {"settings": engine.settings})
                     self._record(case, name, case.value(answer), number)
-            self._save(self)
         for worker in running.values():
             worker.ask({"op": "release"})
 
@@ -286,7 +289,6 @@ class Comparison:
                     answer = worker.ask(case.request | {"settings": engine.settings})
                     answer |= worker.ask({"op": "memory"})
                 self._record(case, name, case.value(answer), number)
-            self._save(self)
 
     @contextmanager
     def _started(self, name: str) -> Iterator[Worker]:
@@ -304,6 +306,7 @@ class Comparison:
         is_warm_up = number == 0 and not case.is_single
         if not is_warm_up:
             self.samples.setdefault(case.row.case, {}).setdefault(engine, []).append(value)
+            self._save(self)
         note = " (warm-up)" if is_warm_up else ""
         print(f"{case.row.case} {number} {engine}: {value:.4g}{note}", file=sys.stderr, flush=True)
 

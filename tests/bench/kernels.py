@@ -30,6 +30,7 @@ import tvm
 import tvm_ffi
 
 from edgephi.artifact.bundle import ALIGNMENT, STREAM_MULTIPLE
+from edgephi.artifact.quantization import Bits
 from edgephi.compiler.kernels.activations import Activations, quantize_reference
 from edgephi.compiler.kernels.matmul_q4 import matmul_q4, pack
 from edgephi.compiler.kernels.stream import STREAM_PARTS, stream_read
@@ -59,12 +60,13 @@ def main() -> None:
     parser.add_argument("--level", default=levels[0], choices=levels)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--bits", type=int, default=4, choices=(4, 3), help="of a weight's code")
     options = parser.parse_args()
     out = sys.stdout
     tvm_ffi.get_global_func("runtime.config_threadpool")(0, 1)
     out.write(f"{options.level}, one thread, {IN_CACHE[0]} x {IN_CACHE[1]} in cache\n\n")
     out.write("| tokens | GB/s of weights | GMAC/s |\n|---|---|---|\n")
-    kernels = compile_for(options.level, *IN_CACHE)
+    kernels = compile_for(options.level, *IN_CACHE, options.bits)
     for tokens in TOKENS:
         *inputs, result = activations(tokens, *IN_CACHE)
         weights = tvm_ffi.from_dlpack(aligned(kernels.packed))
@@ -75,7 +77,7 @@ def main() -> None:
     tvm_ffi.get_global_func("runtime.config_threadpool")(0, options.threads)
     out.write(f"\n{options.level}, {options.threads} threads, {FROM_MEMORY[0]} x {FROM_MEMORY[1]} from memory\n\n")
     out.write("| tokens | GB/s of weights | GMAC/s | GB/s reading alone | ratio |\n|---|---|---|---|---|\n")
-    from_memory(compile_for(options.level, *FROM_MEMORY), options.rounds, out.write)
+    from_memory(compile_for(options.level, *FROM_MEMORY, options.bits), options.rounds, out.write)
 
 
 def from_memory(kernels: Kernels, rounds: int, write: Callable[[str], Any]) -> None:
@@ -102,16 +104,16 @@ def from_memory(kernels: Kernels, rounds: int, write: Callable[[str], Any]) -> N
         )
 
 
-def compile_for(level: str, n: int, k: int) -> Kernels:
+def compile_for(level: str, n: int, k: int, bits: Bits) -> Kernels:
     """Compile the kernels for matrices of n rows and k columns, and pack a random one."""
     target = COMPILE_TARGETS[level]
-    kernel = matmul_q4(n, k, target.kernel, "float16", Activations.INT8, residual=False)
+    kernel = matmul_q4(n, k, target.kernel, "float16", Activations.INT8, residual=False, bits=bits)
     functions = {"multiply": kernel, "read": stream_read()}
     module = tvm.IRModule({name: found.with_attr("global_symbol", name) for name, found in functions.items()})
     library = tvm.compile(module, target=target.tvm_target())
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, 15, (n, k), dtype=np.uint8)
-    packed = pack(codes, rng.random((n, k // 32)).astype(np.float16), target.kernel)
+    codes = rng.integers(0, (1 << bits) - 1, (n, k), dtype=np.uint8)
+    packed = pack(codes, rng.random((n, k // 32)).astype(np.float16), target.kernel, bits)
     return Kernels(library["multiply"], library["read"], packed)
 
 

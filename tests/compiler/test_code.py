@@ -60,6 +60,7 @@ def _kernels(shape: KernelShape) -> dict[str, PrimFunc]:
         found[f"swiglu_{name}"] = swiglu(96, activations)
         for n in (16, 32, 64):
             found[f"matmul_{n}_{name}"] = matmul_q4(n, 96, shape, "float16", activations, residual=n == 32)
+        found[f"matmul_q3_{name}"] = matmul_q4(64, 96, shape, "float16", activations, residual=True, bits=3)
     return found
 
 

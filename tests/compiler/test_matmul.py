@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgephi.artifact.quantization import Bits
 from edgephi.compiler.kernels.activations import Activations, quantize_reference
 from edgephi.compiler.kernels.matmul_q4 import block_rows, matmul_q4, matmul_q4_reference, pack, packed_shape
 from edgephi.compiler.targets import COMPILE_TARGETS
@@ -20,35 +21,44 @@ from edgephi.errors import UnsupportedModel
 Build = Callable[..., Any]
 Run = Callable[..., None]
 F32Array = npt.NDArray[np.float32]
-Case = tuple[int, int, str, Activations, bool]  # n, k, scale dtype, activations, residual
+Case = tuple[int, int, str, Activations, bool, Bits]  # n, k, scale dtype, activations, residual, bits of a code
 
 ROWS = (16, 32, 48, 64, 192)
 COLUMNS = (32, 96)
 TOKENS = (0, 1, 2, 3, 4, 5, 7, 10)
 SCALES = ("float16", "float32")
+BITS: tuple[Bits, ...] = (4, 3)
 
 
 def _cases() -> list[Case]:
-    """Every shape with both activations, scale and residual alternating; all four of those at 64 rows."""
-    found: list[Case] = []
+    """
+    Every shape with both activations, scale and residual alternating; all four of those at 64 rows.
+
+    Three bits at three block sizes, with the float16 scales of their format.
+    """
+    found: list[Case] = [
+        (n, 96, "float16", activations, residual, 3)
+        for n, residual in ((16, False), (96, True), (64, False), (64, True))
+        for activations in Activations
+    ]
     for (i, n), (j, k), activations in itertools.product(enumerate(ROWS), enumerate(COLUMNS), Activations):
         if n == 64:
-            found += [(n, k, scale, activations, residual) for scale in SCALES for residual in (False, True)]
+            found += [(n, k, scale, activations, residual, 4) for scale in SCALES for residual in (False, True)]
         else:
-            found.append((n, k, SCALES[(i + j) % 2], activations, bool(i // 2 + j) % 2 == 1))
+            found.append((n, k, SCALES[(i + j) % 2], activations, bool(i // 2 + j) % 2 == 1, 4))
     return found
 
 
 def _name(case: Case) -> str:
-    n, k, scale, activations, residual = case
-    return f"matmul_{n}_{k}_{scale}_{activations.value}{'_residual' if residual else ''}"
+    n, k, scale, activations, residual, bits = case
+    return f"matmul_q{bits}_{n}_{k}_{scale}_{activations.value}{'_residual' if residual else ''}"
 
 
 @pytest.fixture(scope="module")
 def library(level: str, build: Build) -> Any:
     """All cases, compiled for a level."""
     shape = COMPILE_TARGETS[level].kernel
-    return build(level, {_name(case): matmul_q4(*case[:2], shape, *case[2:4], residual=case[4]) for case in _cases()})
+    return build(level, {_name(c): matmul_q4(*c[:2], shape, *c[2:4], residual=c[4], bits=c[5]) for c in _cases()})
 
 
 @pytest.mark.tvm
@@ -62,17 +72,19 @@ def test_matmul_agrees_with_its_twin(case: Case, level: str, library: Any, run: 
     the bound is that many half units in the last place (2 ** -24) of the sum of the terms' sizes, and a few more for
     the scales and the twin itself. Measured: at most 0.3 of the bound, 5e-7; one wrong code is off by 1e-3 and more.
     """
-    n, k, scale_dtype, activations, residual = case
+    n, k, scale_dtype, activations, residual, bits = case
     rng = np.random.default_rng(n * k)
-    codes = rng.integers(0, 16, (n, k), dtype=np.uint8)
+    codes = rng.integers(0, 1 << bits, (n, k), dtype=np.uint8)
     scales = (rng.random((n, k // 32)) * 0.01 + 0.001).astype(scale_dtype)
     for t in TOKENS:
         x = rng.standard_normal((t, k)).astype(np.float32)
         addend = rng.standard_normal((t, n)).astype(np.float32)
-        out = _multiply(library[_name(case)], level, run, x, codes, scales, activations, addend if residual else None)
+        out = _multiply(
+            library[_name(case)], level, run, x, codes, scales, activations, addend if residual else None, bits
+        )
         if activations is Activations.INT8:
             x = _dequantized(x)
-        expected = matmul_q4_reference(x, codes, scales) + (addend if residual else 0)
+        expected = matmul_q4_reference(x, codes, scales, bits) + (addend if residual else 0)
         sizes = np.abs(x) @ np.repeat(22 * scales.astype(np.float32), 32, axis=1).T
         roundings = (k if activations is Activations.FLOAT32 else k // 32) + 8
         tolerance = 2.0**-24 * (roundings * sizes + 2 * np.abs(expected))
@@ -86,10 +98,26 @@ def test_the_largest_sums_do_not_overflow(level: str, library: Any, run: Run) ->
     codes = np.full((n, k), 15, np.uint8)
     scales = np.ones((n, k // 32), np.float16)
     x = np.array([[127.0] * k, [-127.0] * k, [127.0, -127.0] * (k // 2)], np.float32)
-    kernel = library[_name((n, k, "float16", Activations.INT8, False))]
+    kernel = library[_name((n, k, "float16", Activations.INT8, False, 4))]
     out = _multiply(kernel, level, run, x, codes, scales, Activations.INT8)
     # Whole numbers below 2 ** 24, so exact.
     assert out.tolist() == [[8.0 * 127 * k] * n, [-8.0 * 127 * k] * n, [0.0] * n]
+
+
+@pytest.mark.tvm
+def test_companions_change_no_bit(level: str, library: Any, run: Run) -> None:
+    """A token's results are the same bits alone and among others, so in every tile: prefill is decode."""
+    n, k = 64, 96
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((7, k)).astype(np.float32)
+    for case in (case for case in _cases() if case[:2] == (n, k) and not case[4]):
+        _, _, scale_dtype, activations, _, bits = case
+        codes = rng.integers(0, 1 << bits, (n, k), dtype=np.uint8)
+        scales = (rng.random((n, k // 32)) * 0.01 + 0.001).astype(scale_dtype)
+        kernel = library[_name(case)]
+        together = _multiply(kernel, level, run, x, codes, scales, activations, bits=bits)
+        alone = [_multiply(kernel, level, run, row[None], codes, scales, activations, bits=bits)[0] for row in x]
+        np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.tvm
@@ -101,9 +129,11 @@ def test_zero_activations_give_the_residual(level: str, library: Any, run: Run) 
     residual = rng.standard_normal((3, n)).astype(np.float32)
     scales = np.ones((n, k // 32), np.float16)
     for activations in Activations:
-        kernel = library[_name((n, k, "float16", activations, True))]
-        out = _multiply(kernel, level, run, np.zeros((3, k), np.float32), codes, scales, activations, residual)
-        np.testing.assert_array_equal(out, residual)
+        for bits in BITS:
+            kernel = library[_name((n, k, "float16", activations, True, bits))]
+            zeros = np.zeros((3, k), np.float32)
+            out = _multiply(kernel, level, run, zeros, codes >> np.uint8(4 - bits), scales, activations, residual, bits)
+            np.testing.assert_array_equal(out, residual)
 
 
 @given(
@@ -134,6 +164,30 @@ def test_packing_keeps_every_code_and_scale(data: st.DataObject, n: int, k: int,
         assert stored == scales[block * rows + row, group]
 
 
+@given(data=st.data(), n=st.sampled_from(ROWS), level_name=st.sampled_from(list(COMPILE_TARGETS)))
+def test_packing_keeps_every_three_bit_code_and_scale(data: st.DataObject, n: int, level_name: str) -> None:
+    """Reading packed bytes of 3-bit codes back as the module draws them gives the matrix that was packed."""
+    k, shape = 96, COMPILE_TARGETS[level_name].kernel
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(0, 8, (n, k), dtype=np.uint8)
+    scales = rng.standard_normal((n, k // 32)).astype(np.float16)
+    packed, rows = pack(codes, scales, shape, 3), block_rows(n, shape)
+    assert packed.shape == packed_shape(n, k, shape, "float16", 3) == (n // rows, k // 32, rows * 14)
+    unpacked = np.full((n, k), 255, np.uint8)
+    for block, group, row, j in np.ndindex(n // rows, k // 32, rows, 4):
+        planes = [int(packed[block, group, (plane * rows + row) * 4 + j]) for plane in range(3)]
+        for plane, byte in enumerate(planes):
+            unpacked[block * rows + row, group * 32 + plane * 8 + j] = byte & 7
+            unpacked[block * rows + row, group * 32 + plane * 8 + 4 + j] = byte >> 3 & 7
+        for half in range(2):
+            code = planes[half] >> 6 | (planes[2] >> (6 + half) & 1) << 2
+            unpacked[block * rows + row, group * 32 + 24 + 4 * half + j] = code
+    np.testing.assert_array_equal(unpacked, codes)
+    for block, group, row in np.ndindex(n // rows, k // 32, rows):
+        stored = packed[block, group, 12 * rows + 2 * row : 12 * rows + 2 * row + 2].view(np.float16)
+        assert stored == scales[block * rows + row, group]
+
+
 def test_shapes_the_kernels_cannot_run_are_refused_with_their_number() -> None:
     """Rows that are no multiple of 16 and columns that are no multiple of 32 are named."""
     shape = COMPILE_TARGETS["x86-64-v2"].kernel
@@ -158,9 +212,10 @@ def _multiply(
     scales: npt.NDArray[np.floating],
     activations: Activations,
     residual: F32Array | None = None,
+    bits: Bits = 4,
 ) -> F32Array:
     """Run a kernel on activations (t, k) and a matrix (n, k); (t, n)."""
-    w = pack(codes, scales, COMPILE_TARGETS[level].kernel)
+    w = pack(codes, scales, COMPILE_TARGETS[level].kernel, bits)
     inputs = (x,) if activations is Activations.FLOAT32 else quantize_reference(x)
     out = np.full((len(x), len(codes)), np.nan, np.float32)
     last = () if residual is None else (residual,)

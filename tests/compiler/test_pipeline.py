@@ -54,6 +54,14 @@ def _edit(model: Path, **changes: Any) -> None:
 
 
 @pytest.mark.tvm
+def test_weights_of_other_bits_than_their_format_has_are_refused(model: Path, level: str, tmp_path: Path) -> None:
+    """A folder that calls its 4-bit weights q3f16_g32 is refused with both numbers."""
+    _edit(model, quantization="q3f16_g32")
+    with pytest.raises(ModelInvalid, match=r"qkv_proj\.w has 4 bits; q3f16_g32 has 3"):
+        compile_model(model, tmp_path / "out", BundleOptions(level=level))
+
+
+@pytest.mark.tvm
 def test_a_bundle_holds_what_its_description_says(model: Path, level: str, tmp_path: Path) -> None:
     """Digests, features, shapes and every packed norm and frequency are those of the model; progress ends complete."""
     reports: list[tuple[str, int, int]] = []

@@ -52,8 +52,8 @@ def models(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """
     Compiled model folders by name; not to be changed by a test.
 
-    The three quantizations of the golden checkpoint, the two that MLC-LLM's own converter wrote (``mlc-...``), and
-    the Hugging Face cases (``hf-...``).
+    The three 4-bit quantizations of the golden checkpoint and the one of 3 bits, the two that MLC-LLM's own converter
+    wrote (``mlc-...``), and the Hugging Face cases (``hf-...``).
     """
     root = tmp_path_factory.mktemp("models")
     tiny = golden / "mlc-phi3-tiny"
@@ -63,6 +63,8 @@ def models(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     for name in QUANTIZATIONS:
         folder = convert_checkpoint(tiny / "hf", root / name, quantization=name)
         wanted.append((folder, exact))
+    three_bits = convert_checkpoint(tiny / "hf", root / "q3f16_g32", quantization="q3f16_g32")
+    wanted += [(three_bits, exact), *((three_bits, BundleOptions(level=level)) for level in (best, *lower))]
     for name in ("q4f32_1", "q4f16_1"):
         wanted += [(root / name, BundleOptions(level=best, kv_dtype=kv_dtype)) for kv_dtype in ("int8", "float16")]
     wanted += [(root / "q4f16_1", BundleOptions(level=level)) for level in lower]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgephi.artifact.synth_tokenizer import write_tokenizer
 from edgephi.engine.backend import F32Array, ForwardBatch, I32Array
 from edgephi.errors import PromptTooLong
+from edgephi.pocket.reference import Reference
 from edgephi.profile.isa import host_arch, host_features, supported_levels
 from edgephi.runtime import LoadedModel
 
@@ -57,6 +60,29 @@ def test_weights_written_by_mlc_llm_load_as_our_own(name: str, ids: list[int], l
 def test_the_two_layouts_of_float16_scales_are_one_model(ids: list[int], load: Load) -> None:
     """q4f16_0 stores q4f16_1's numbers transposed, so its logits are bit for bit the same."""
     np.testing.assert_array_equal(load("q4f16_0", **EXACT).logits(ids), load("q4f16_1", **EXACT).logits(ids))
+
+
+def test_three_bit_logits_are_those_of_the_dequantized_weights(
+    models: dict[str, Path], ids: list[int], load: Load, tmp_path: Path
+) -> None:
+    """
+    With float32 activations and pages q3f16_g32 gives what NumPy gives on the dequantized weights, within 2e-4.
+
+    Both compute in float32, so only the order of sums differs.
+    """
+    folder = Path(shutil.copytree(models["q3f16_g32"], tmp_path / "model"))
+    write_tokenizer(folder, 512, max_tokens=256)  # the reference wants one
+    expected = Reference(folder, int8=False).logits(ids)
+    assert np.abs(load("q3f16_g32", **EXACT).logits(ids) - expected).max() <= 2e-4
+
+
+@pytest.mark.parametrize("level", [None, *LOWER_LEVELS])
+def test_three_bits_cost_no_more_for_int8(level: str | None, ids: list[int], load: Load) -> None:
+    """Int8 activations and pages cost a 3-bit model the accuracy they cost a 4-bit one, on every level."""
+    exact, fast = load("q3f16_g32", **EXACT).logits(ids), load("q3f16_g32", level=level).logits(ids)
+    assert 0 < np.abs(fast - exact).max() <= 0.85
+    assert np.abs(fast - exact).mean() <= 0.077
+    assert _divergence(exact, fast).mean() <= 0.0036
 
 
 @pytest.mark.parametrize(("kv_dtype", "bounds"), [("float16", (0.65, 0.06, 0.0024)), ("int8", (0.85, 0.077, 0.0036))])

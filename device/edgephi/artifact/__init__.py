@@ -7,7 +7,7 @@ and the folder where models are installed. Knows no kernel, no engine and no req
     config.py           ModelConfig, load_config: what a folder's configuration says
     manifest.py         tensor-cache.json, and verify_model: sizes and digests of the shards
     weights.py          open_weights: the tensors, memory-mapped
-    quantization.py     4-bit group quantization, bit for bit MLC-LLM's
+    quantization.py     group quantization: 4 bits, bit for bit MLC-LLM's, and edgephi's own 3 bits
     parameters.py       which tensors a Phi-3 has, their names on both sides, their order
     shards.py           ShardWriter: tensors into shards and their manifest
     chat_config.py      mlc-chat-config.json as MLC-LLM writes it

@@ -1,5 +1,6 @@
 """
-From a Hugging Face checkpoint to an MLC-LLM model folder, byte for byte as MLC-LLM's own converter writes it.
+From a Hugging Face checkpoint to an MLC-LLM model folder, byte for byte as MLC-LLM's own converter writes it where
+that has the format.
 
 Owns the loop over tensors. Knows no format: those are in checkpoint.py, quantization.py, shards.py, chat_config.py.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,14 @@ from edgephi.artifact.checkpoint import Checkpoint, open_checkpoint
 from edgephi.artifact.config import MAX_PREFILL_CHUNK, ModelConfig, load_config
 from edgephi.artifact.manifest import Progress
 from edgephi.artifact.parameters import Parameter, phi3_parameters
-from edgephi.artifact.quantization import FloatArray, Quantization, U32Array, find_quantization, quantize_q4
+from edgephi.artifact.quantization import (
+    FloatArray,
+    Quantization,
+    U32Array,
+    find_quantization,
+    quantize_q3,
+    quantize_q4,
+)
 from edgephi.artifact.shards import ShardWriter
 from edgephi.artifact.staging import check_absent, new_folder
 from edgephi.errors import ConfigError, ModelInvalid
@@ -39,7 +48,7 @@ def convert_checkpoint(
     force: bool = False,
 ) -> Path:
     """
-    Convert a Phi-3 checkpoint into a folder that edgephi and MLC-LLM both load.
+    Convert a Phi-3 checkpoint into a folder that edgephi loads, and MLC-LLM too if it has 4 bits.
 
     Tensors are read, quantized and written one at a time; memory stays near twice the largest one's packed size plus
     one shard. The folder appears when it is complete; an error or a kill leaves none.
@@ -48,7 +57,7 @@ def convert_checkpoint(
         source: Folder with config.json, model.safetensors (or its index and shards) in float16, bfloat16 or float32,
             and the tokenizer's files.
         out: Folder to make.
-        quantization: ``q4f16_1``, ``q4f32_1`` or ``q4f16_0``.
+        quantization: ``q4f16_1``, ``q4f32_1`` or ``q4f16_0``, or ``q3f16_g32``, which MLC-LLM does not read.
         context_window_size: Longest sequence to serve, in tokens; None for the model's own.
         progress: Called after each tensor with source bytes converted and in total.
         force: Replace ``out`` if it exists.
@@ -87,7 +96,7 @@ def convert_checkpoint(
 def quantized_tensors(
     parameter: Parameter, packed: U32Array, scale: FloatArray, scheme: Quantization
 ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    """Yield the names and arrays under which a quantized matrix is stored, given as (n, k // 8) and (n, k // 32)."""
+    """Yield the names and arrays under which a quantized matrix is stored, given as (n, words) and (n, k // 32)."""
     if scheme.layout == "kn" and not parameter.is_embedding:
         packed, scale = packed.T, scale.T
     yield f"{parameter.prefix}.q_weight", packed
@@ -137,11 +146,12 @@ def _converted(
         yield f"{parameter.prefix}.weight", values
         return
     step = max(1, _CHUNK_ELEMENTS // parameter.shape[1])
+    quantize: Callable[[npt.NDArray[np.floating]], tuple[U32Array, FloatArray]]
+    quantize = partial(quantize_q4, scale_dtype=scheme.scale_dtype)
+    if scheme.bits(parameter.prefix) == 3:
+        quantize = quantize_q3
     try:
-        parts = [
-            quantize_q4(checkpoint.rows(parameter.hf_name, start, start + step), scheme.scale_dtype)
-            for start in range(0, rows, step)
-        ]
+        parts = [quantize(checkpoint.rows(parameter.hf_name, start, start + step)) for start in range(0, rows, step)]
     except ModelInvalid as error:
         raise ModelInvalid(f"{parameter.hf_name}: {error}") from None
     packed = np.concatenate([part[0] for part in parts])

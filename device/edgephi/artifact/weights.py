@@ -1,5 +1,5 @@
 """
-A model's weights, memory-mapped: tensors by name, and 4-bit matrices by the name of their layer.
+A model's weights, memory-mapped: tensors by name, and quantized matrices by the name of their layer.
 
 Owns the mapped files. Knows the two tensors that make a quantized matrix, but not which layers a model has.
 """
@@ -21,17 +21,21 @@ from edgephi.artifact.manifest import Manifest, ShardRecord, TensorRecord, read_
 from edgephi.artifact.quantization import (
     CODES_PER_WORD,
     GROUP_SIZE,
+    Bits,
     F32Array,
     FloatArray,
     Layout,
     U8Array,
     U32Array,
+    dequantize_q3,
     dequantize_q4,
     unpack_codes,
+    unpack_codes_q3,
 )
 from edgephi.errors import IntegrityError, ModelInvalid
 
 WORDS_PER_GROUP = GROUP_SIZE // CODES_PER_WORD
+WORDS_PER_GROUP_Q3 = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,11 +44,12 @@ class QuantizedMatrix:
     A linear layer's or the embedding's weights as they are stored.
 
     Attributes:
-        q_weight: uint32, eight codes per word along k: (n, k // 8) for ``nk``, (k // 8, n) for ``kn``.
+        q_weight: uint32. Of 4 bits (n, k // 8) for ``nk``, (k // 8, n) for ``kn``; of 3 bits (n, 3 * k // 32).
         scale: float16 or float32: (n, k // 32) for ``nk``, (k // 32, n) for ``kn``.
         n: Outputs of the layer, or rows of the embedding.
         k: Inputs of the layer, or the embedding's width.
-        layout: Which of the two.
+        layout: Which of the two; always ``nk`` with 3 bits.
+        bits: Of a code.
         group_size: Weights along k that share a scale.
     """
 
@@ -53,11 +58,16 @@ class QuantizedMatrix:
     n: int
     k: int
     layout: Layout
+    bits: Bits = 4
     group_size: int = GROUP_SIZE
 
     def unpack_codes(self) -> U8Array:
-        """Return the codes, (n, k) uint8, each 0 to 14; a weight is ``(code - 7) * scale``."""
-        return unpack_codes(self._words_nk())
+        """
+        Return the codes, (n, k) uint8.
+
+        Of 4 bits each is 0 to 14 and a weight is ``(code - 7) * scale``; of 3 bits 0 to 7 and ``(code - 4) * scale``.
+        """
+        return unpack_codes(self._words_nk()) if self.bits == 4 else unpack_codes_q3(self.q_weight)
 
     def scales_nk(self) -> FloatArray:
         """Return the scales, (n, k // 32) float16 or float32, whatever the layout."""
@@ -68,6 +78,8 @@ class QuantizedMatrix:
 
     def dequantize(self) -> F32Array:
         """Return the weights, (n, k) float32."""
+        if self.bits == 3:
+            return dequantize_q3(self.q_weight, self.scale)
         return dequantize_q4(self._words_nk(), self.scales_nk())
 
     def _words_nk(self) -> U32Array:
@@ -142,11 +154,14 @@ class WeightStore:
             (rows, columns), groups = words.shape, scale.shape
             if groups[0] == rows and groups[1] * WORDS_PER_GROUP == columns:
                 return QuantizedMatrix(q_weight=words, scale=scale, n=rows, k=columns * CODES_PER_WORD, layout="nk")
+            if groups[0] == rows and groups[1] * WORDS_PER_GROUP_Q3 == columns:
+                k = groups[1] * GROUP_SIZE
+                return QuantizedMatrix(q_weight=words, scale=scale, n=rows, k=k, layout="nk", bits=3)
             if groups[1] == columns and groups[0] * WORDS_PER_GROUP == rows:
                 return QuantizedMatrix(q_weight=words, scale=scale, n=columns, k=rows * CODES_PER_WORD, layout="kn")
         raise ModelInvalid(
             f"{prefix} has q_weight {list(words.shape)} and q_scale {list(scale.shape)}; "
-            f"expected one scale per {WORDS_PER_GROUP} words along k"
+            f"expected one scale per {WORDS_PER_GROUP} words along k, or per {WORDS_PER_GROUP_Q3} of 3-bit codes"
         )
 
     def _map(self, shard: ShardRecord) -> npt.NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from tvm.ir import Expr, StringImm
 from tvm.tirx import PrimFunc
 
 from edgephi.artifact.config import ModelConfig
+from edgephi.artifact.quantization import Quantization
 from edgephi.compiler.kernels.activations import GROUP, Activations
 from edgephi.compiler.kernels.attention import attention
 from edgephi.compiler.kernels.embedding import embed, take_rows
@@ -43,13 +44,13 @@ class GraphOptions:
     Attributes:
         activations: What enters the matrix kernels.
         kv_dtype: ``int8``, ``float16`` or ``float32``, the element type of the pages.
-        scale_dtype: ``float16`` or ``float32``, the element type of the weights' scales.
+        quantization: The weights' format.
         max_batch_tokens: Most rows in one forward; workspace is planned for it.
     """
 
     activations: Activations
     kv_dtype: str
-    scale_dtype: str
+    quantization: Quantization
     max_batch_tokens: int
 
 
@@ -74,13 +75,15 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def parameters(config: ModelConfig, shape: KernelShape, scale_dtype: str) -> tuple[Parameter, ...]:
+def parameters(config: ModelConfig, shape: KernelShape, quantization: Quantization) -> tuple[Parameter, ...]:
     """Return the packed parameters for kernels of *shape*, in the order of ``forward``'s last argument."""
     shapes = linear_shapes(config)
     hidden, vocab = config.hidden_size, config.vocab_size
+    scale_dtype = quantization.scale_dtype
 
     def linear(name: str, kind: str) -> Parameter:
-        return Parameter(f"{name}.w", packed_shape(*shapes[kind], shape, scale_dtype), "uint8")
+        packed = packed_shape(*shapes[kind], shape, scale_dtype, quantization.bits(name))
+        return Parameter(f"{name}.w", packed, "uint8")
 
     found = [
         Parameter("transformer.embd.q_weight", (vocab, hidden // 8), "uint32"),
@@ -190,7 +193,7 @@ class _Builder:
         elements = page_elements(kv_dtype, config.head_dim)
         pages_type = relax.TensorType([config.num_layers, config.num_kv_heads, n, elements], kv_dtype)
         pages = relax.Var("pages", pages_type)
-        specs = parameters(config, self._target.kernel, self._options.scale_dtype)
+        specs = parameters(config, self._target.kernel, self._options.quantization)
         packed = relax.Var(
             "parameters", relax.TupleType([relax.TensorType(list(spec.shape), spec.dtype) for spec in specs])
         )
@@ -251,7 +254,7 @@ class _Builder:
 
     def _embed(self, tokens: Expr, weights: dict[str, Expr], t: Expr) -> Expr:
         config = self._config
-        kernel = partial(embed, config.vocab_size, config.hidden_size, self._options.scale_dtype)
+        kernel = partial(embed, config.vocab_size, config.hidden_size, self._options.quantization.scale_dtype)
         args = [tokens, weights["transformer.embd.q_weight"], weights["transformer.embd.q_scale"]]
         return self._call("embed", kernel, args, [_f32(t, config.hidden_size)])
 
@@ -271,9 +274,10 @@ class _Builder:
     ) -> Expr:
         kind = name.split(".", 3)[-1]
         n, k = linear_shapes(self._config)[kind]
+        quantization = self._options.quantization
         kernel = partial(
-            matmul_q4, n, k, self._target.kernel, self._options.scale_dtype, self._options.activations,
-            residual=residual is not None,
+            matmul_q4, n, k, self._target.kernel, quantization.scale_dtype, self._options.activations,
+            residual=residual is not None, bits=quantization.bits(name),
         )  # fmt: skip
         args = [*x, weights[f"{name}.w"], *([] if residual is None else [residual])]
         return self._call(f"matmul_{kind.replace('.', '_')}", kernel, args, [_f32(rows, n)])

@@ -41,7 +41,7 @@ from edgephi.artifact.bundle import (
 from edgephi.artifact.config import ModelConfig, load_config
 from edgephi.artifact.digest import compiler_digest, model_digest
 from edgephi.artifact.manifest import Progress
-from edgephi.artifact.quantization import QUANTIZATIONS
+from edgephi.artifact.quantization import QUANTIZATIONS, Quantization
 from edgephi.artifact.weights import WeightStore, open_weights
 from edgephi.compiler.kernels.activations import Activations
 from edgephi.compiler.kernels.kv_pages import PAGE_SIZE, page_elements
@@ -76,12 +76,12 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
     linker_command(level.arch, host_arch())  # where there is none, the error comes before minutes of work
     config = load_config(model_dir)
     check_shapes(config)
-    scale_dtype = _scale_dtype(model_dir, config)
+    quantization = _quantization(model_dir, config)
     _check_options(options)
     graph = GraphOptions(
         activations=Activations(options.activations),
         kv_dtype=options.kv_dtype,
-        scale_dtype=scale_dtype,
+        quantization=quantization,
         max_batch_tokens=options.max_batch_tokens,
     )
     of_model, of_compiler = model_digest(model_dir), compiler_digest()
@@ -91,7 +91,7 @@ def compile_model(model_dir: Path, out: Path, options: BundleOptions, progress: 
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         # First, so that a damaged model is refused before the kernels are compiled.
-        packed = pack_weights(model_dir, config, target.kernel, scale_dtype, work / WEIGHTS, mark, progress)
+        packed = pack_weights(model_dir, config, target.kernel, quantization, work / WEIGHTS, mark, progress)
         if progress is not None:
             progress("compiling kernels", 0, 0)
         executable = build_executable(config, target, graph, mark)
@@ -141,7 +141,7 @@ def pack_weights(
     model_dir: Path,
     config: ModelConfig,
     shape: KernelShape,
-    scale_dtype: str,
+    quantization: Quantization,
     out: Path,
     mark: str,
     progress: Progress | None,
@@ -152,12 +152,12 @@ def pack_weights(
     Raises:
         ModelInvalid: If a weight is missing or has another shape than the configuration says.
     """
-    specs = parameters(config, shape, scale_dtype)
+    specs = parameters(config, shape, quantization)
     total = sum(_nbytes(spec) for spec in specs)
     packed: list[PackedTensor] = []
     with open_weights(model_dir) as store, out.open("wb") as file:
         file.write(weights_header(mark))
-        for spec, array in zip(specs, _packed_arrays(store, config, shape, specs), strict=True):
+        for spec, array in zip(specs, _packed_arrays(store, config, shape, quantization, specs), strict=True):
             if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
                 raise ModelInvalid(
                     f"{model_dir}: weight {spec.name} is {array.dtype} {array.shape}, "
@@ -176,7 +176,11 @@ def pack_weights(
 
 
 def _packed_arrays(
-    store: WeightStore, config: ModelConfig, shape: KernelShape, specs: tuple[Parameter, ...]
+    store: WeightStore,
+    config: ModelConfig,
+    shape: KernelShape,
+    quantization: Quantization,
+    specs: tuple[Parameter, ...],
 ) -> Iterator[npt.NDArray[np.generic]]:
     """Yield each parameter's contents in the order of *specs*."""
     for spec in specs:
@@ -185,7 +189,10 @@ def _packed_arrays(
             yield inverse_frequency(config)
         elif name.endswith(".w"):
             matrix = store.matrix(name.removesuffix(".w"))
-            yield pack(matrix.unpack_codes(), matrix.scales_nk(), shape)
+            bits = quantization.bits(name)
+            if matrix.bits != bits:
+                raise ModelInvalid(f"weight {name} has {matrix.bits} bits; {quantization.name} has {bits}")
+            yield pack(matrix.unpack_codes(), matrix.scales_nk(), shape, bits)
         elif name.startswith("transformer.embd."):
             yield np.ascontiguousarray(store.get(name))
         else:
@@ -203,14 +210,14 @@ def _check_options(options: BundleOptions) -> None:
         raise ConfigError(f"max_batch_tokens is {options.max_batch_tokens}; must be at least 1")
 
 
-def _scale_dtype(model_dir: Path, config: ModelConfig) -> str:
-    scale_dtypes = {known.name: known.scale_dtype for known in QUANTIZATIONS}
-    if config.quantization not in scale_dtypes:
+def _quantization(model_dir: Path, config: ModelConfig) -> Quantization:
+    known = {quantization.name: quantization for quantization in QUANTIZATIONS}
+    if config.quantization not in known:
         raise UnsupportedModel(
-            f"{model_dir} has quantization {config.quantization or 'none'}; choose one of {', '.join(scale_dtypes)}, "
+            f"{model_dir} has quantization {config.quantization or 'none'}; choose one of {', '.join(known)}, "
             "or convert a Hugging Face checkpoint with `edgephi model convert`"
         )
-    return scale_dtypes[config.quantization]
+    return known[config.quantization]
 
 
 def _nbytes(spec: Parameter) -> int:

@@ -140,8 +140,8 @@ COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
 """
 How to compile for each level.
 
-ARMv8.6 multiplies with ``sdot`` too. ``smmla`` halves the multiplications, but pairing rows and tokens for it and taking
-pairs apart again costs as many instructions in groups of only 32 inputs (docs/log.md).
+ARMv8.6 multiplies with ``sdot`` too. ``smmla`` halves the multiplications, but pairing rows and tokens for it and
+taking the pairs apart again costs as many instructions in groups of only 32 inputs (docs/log.md).
 """
 
 

@@ -26,6 +26,8 @@ class Reference:
     """
     The model with its weights expanded to float32. It holds no files open.
 
+    ``embedding``, ``head`` and the matrices of ``layers`` may be replaced, to see what other weights do.
+
     Args:
         model_dir: An MLC folder with its tokenizer.json.
         int8: Whether the input of each matrix is rounded to 8 bits per 32 values, as the engine's kernels do.
@@ -36,10 +38,10 @@ class Reference:
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         self._int8 = int8
         with open_weights(model_dir) as store:
-            self._embedding = store.matrix("transformer.embd").dequantize()
-            self._head = store.matrix("lm_head").dequantize()
+            self.embedding = store.matrix("transformer.embd").dequantize()
+            self.head = store.matrix("lm_head").dequantize()
             self._norm = store.get("transformer.norm.weight").astype(np.float32)
-            self._layers = [_Layer(store, i) for i in range(self.config.num_layers)]
+            self.layers = [_Layer(store, i) for i in range(self.config.num_layers)]
 
     def answer(self, text: str, *, system: str | None = None) -> str:
         """Answer one command greedily, as text."""
@@ -70,7 +72,7 @@ class Reference:
 
     def new_cache(self) -> list[_Cache]:
         """Return an empty cache for one sequence."""
-        return [_Cache.empty(self.config) for _ in self._layers]
+        return [_Cache.empty(self.config) for _ in self.layers]
 
     def logits(self, tokens: list[int], cache: list[_Cache] | None = None) -> F32Array:
         """
@@ -82,12 +84,12 @@ class Reference:
         """
         cache = self.new_cache() if cache is None else cache
         cos, sin = _rope(cache[0].length, len(tokens), self.config)
-        x = self._embedding[tokens]
-        for layer, kept in zip(self._layers, cache, strict=True):
+        x = self.embedding[tokens]
+        for layer, kept in zip(self.layers, cache, strict=True):
             x = x + self._attend(layer, kept, self._normed(x, layer.ln1), cos, sin)
             gate, up = np.split(self._multiply(self._normed(x, layer.ln2), layer.gate_up), 2, axis=-1)
             x = x + self._multiply(gate / (1 + np.exp(-gate)) * up, layer.down)
-        return self._multiply(self._normed(x, self._norm), self._head)
+        return self._multiply(self._normed(x, self._norm), self.head)
 
     def _normed(self, x: F32Array, gain: F32Array) -> F32Array:
         normed: F32Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.config.rms_norm_eps) * gain

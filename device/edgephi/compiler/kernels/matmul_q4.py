@@ -1,7 +1,7 @@
 """
-Activations times a 4-bit weight matrix: the kernel where nearly all time goes.
+Activations times a matrix of 4-bit or 3-bit weights: the kernel where nearly all time goes.
 
-Weights stay 4-bit until they are in registers. A packed matrix is ``w[block, group, byte]`` uint8: for each block of
+Weights stay packed until they are in registers. A packed matrix is ``w[block, group, byte]`` uint8: for each block of
 R output rows and each group of 32 inputs, the codes and then the scales,
 
     byte (quad * R + row) * 4 + j           quad 0..3, j 0..3
@@ -12,6 +12,19 @@ R output rows and each group of 32 inputs, the codes and then the scales,
 so that one load of 4 x lanes bytes holds 4 inputs (8 with both nibbles) of as many rows as a register has int32
 lanes, on every instruction set, and a task reads its blocks as one stream from front to back. R is the number of rows
 the one-token kernel works on at once.
+
+With 3 bits a code, two codes leave two bits of a byte free, and those of three bytes hold two more codes:
+
+    byte (plane * R + row) * 4 + j          plane 0..2, j 0..3
+        bits 0 to 2  code of input group * 32 + plane * 8 + j
+        bits 3 to 5  code of input group * 32 + plane * 8 + 4 + j
+        bits 6, 7    of plane 0: the low bits of the code of input group * 32 + 24 + j
+                     of plane 1: the low bits of the code of input group * 32 + 28 + j
+                     of plane 2: the high bits of those two codes
+    byte 12 * R + row * scale bytes         scale of the row's 32 inputs
+
+which takes 17 operations to unpack eight registers of codes; two bits in one plane and the third in another take 29,
+and 4-bit codes 12.
 """
 
 from __future__ import annotations
@@ -22,13 +35,13 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from edgephi.artifact.quantization import ZERO_CODE_Q3, Bits
 from edgephi.compiler.kernels import vector as v
 from edgephi.compiler.kernels.activations import GROUP, ZERO_POINT, Activations
 from edgephi.compiler.kernels.dot import ByteDot
 from edgephi.compiler.targets import Dot, KernelShape
 from edgephi.errors import UnsupportedModel
 
-_NIBBLES = 0x0F0F0F0F
 _GROUPS_AHEAD = 6  # how far ahead of its use a group is asked for; 2 is too late and 16 too early (docs/log.md)
 _LINE = 64
 _STACK_BYTES = 1024  # buffers of this size and more are allocated by TVM's runtime
@@ -47,7 +60,7 @@ def block_rows(n: int, shape: KernelShape) -> int:
     raise UnsupportedModel(f"a weight matrix has {n} rows; the kernels need a multiple of 16")
 
 
-def packed_shape(n: int, k: int, shape: KernelShape, scale_dtype: str) -> tuple[int, int, int]:
+def packed_shape(n: int, k: int, shape: KernelShape, scale_dtype: str, bits: Bits = 4) -> tuple[int, int, int]:
     """
     Return the shape (blocks, groups, bytes) of a packed matrix of *n* rows and *k* columns.
 
@@ -57,35 +70,44 @@ def packed_shape(n: int, k: int, shape: KernelShape, scale_dtype: str) -> tuple[
     if k % GROUP:
         raise UnsupportedModel(f"a weight matrix has {k} columns; the kernels need a multiple of {GROUP}")
     rows = block_rows(n, shape)
-    return n // rows, k // GROUP, rows * (16 + np.dtype(scale_dtype).itemsize)
+    return n // rows, k // GROUP, rows * (4 * bits + np.dtype(scale_dtype).itemsize)
 
 
-def pack(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.floating], shape: KernelShape) -> npt.NDArray[np.uint8]:
+def pack(
+    codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.floating], shape: KernelShape, bits: Bits = 4
+) -> npt.NDArray[np.uint8]:
     """
     Rearrange a matrix for the kernel.
 
     Args:
-        codes: (n, k) uint8, 0 to 15.
+        codes: (n, k) uint8, 0 to 15, or to 7 with 3 bits.
         scales: (n, k // 32) float16 or float32.
         shape: Whose blocks to make.
+        bits: Of a code.
 
     Returns:
         uint8 of :func:`packed_shape`, as the module draws.
     """
     n, k = codes.shape
-    blocks, groups, size = packed_shape(n, k, shape, scales.dtype.name)
-    rows = n // blocks
+    blocks, groups, size = packed_shape(n, k, shape, scales.dtype.name, bits)
+    rows, code_bytes = n // blocks, 4 * bits * (n // blocks)
     packed = np.empty((blocks, groups, size), np.uint8)
     tiles = codes.reshape(blocks, rows, groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
-    nibbles = tiles[:, :, :, 0] | (tiles[:, :, :, 1] << 4)
-    packed[:, :, : 16 * rows] = nibbles.reshape(blocks, groups, 16 * rows)
+    pairs = tiles[:, :, :, 0] | (tiles[:, :, :, 1] << bits)  # (blocks, groups, 4, rows, 4)
+    if bits == 3:
+        low, high = tiles[:, :, 3, 0], tiles[:, :, 3, 1]
+        pairs = pairs[:, :, :3]
+        pairs[:, :, 0] |= low << 6
+        pairs[:, :, 1] |= high << 6
+        pairs[:, :, 2] |= (low >> 2) << 6 | (high >> 2) << 7
+    packed[:, :, :code_bytes] = pairs.reshape(blocks, groups, code_bytes)
     by_group = np.ascontiguousarray(scales.reshape(blocks, rows, groups).transpose(0, 2, 1))
-    packed[:, :, 16 * rows :] = by_group.view(np.uint8).reshape(blocks, groups, -1)
+    packed[:, :, code_bytes:] = by_group.view(np.uint8).reshape(blocks, groups, -1)
     return packed
 
 
 def matmul_q4(
-    n: int, k: int, shape: KernelShape, scale_dtype: str, activations: Activations, *, residual: bool
+    n: int, k: int, shape: KernelShape, scale_dtype: str, activations: Activations, *, residual: bool, bits: Bits = 4
 ) -> PrimFunc:
     """
     Build ``matmul(activations..., w, [residual], out)``: ``out = x @ dequantize(w).T [+ residual]``.
@@ -97,8 +119,50 @@ def matmul_q4(
         UnsupportedModel: If n is not a multiple of 16 or k not of 32.
     """
     if activations is Activations.FLOAT32:
-        return _matmul_float(n, k, shape, scale_dtype, residual)
-    return _matmul_int8(n, k, shape, scale_dtype, residual)
+        return _matmul_float(n, k, shape, scale_dtype, residual, bits)
+    return _matmul_int8(n, k, shape, scale_dtype, residual, bits)
+
+
+class _Codes:
+    """
+    Unpacks codes of *bits* bits into bytes in int32 lanes.
+
+    Attributes:
+        planes: Registers of packed codes in a group. Each holds two registers of codes; three hold a fourth pair too.
+    """
+
+    def __init__(self, shape: KernelShape, bits: Bits) -> None:
+        self.planes: int = bits
+        self._bits = bits
+        self._lanes = shape.lanes
+        self._is_neon = shape.dot.is_neon
+
+    def of_plane(self, packed: Expr, *, high: bool) -> Expr:
+        """Return the lower or the higher codes in *packed* (uint8 x 4 lanes)."""
+        mask = (1 << self._bits) - 1
+        return self._field(packed, self._bits if high else 0, mask)
+
+    def of_rest(self, packed: Expr, last: Expr, *, high: bool) -> Expr:
+        """Return the codes whose low bits are left in *packed*, plane 0 or if *high* 1, and high bits in *last*."""
+        return T.bitwise_or(self._field(packed, 6, 3), self._field(last, 5 if high else 4, 4))
+
+    def zero(self, z: Expr) -> Expr:
+        """Return what the zero point contributes; *z* is that of 4 bits."""
+        return z if self._bits == 4 else z * T.float32(ZERO_CODE_Q3 / ZERO_POINT)
+
+    def _field(self, packed: Expr, shift: int, mask: int) -> Expr:
+        """Return each byte of *packed* shifted right by *shift* and masked, in int32 lanes."""
+        if shift and self._is_neon:
+            # ARM shifts bytes, which may leave nothing to mask.
+            packed = T.shift_right(packed, T.broadcast(T.uint8(shift), 4 * self._lanes))
+            words = T.reinterpret(packed, dtype=f"int32x{self._lanes}")
+            if 255 >> shift == mask:
+                return words
+        else:
+            words = T.reinterpret(packed, dtype=f"int32x{self._lanes}")
+            if shift:
+                words = T.shift_right(words, T.broadcast(T.int32(shift), self._lanes))
+        return T.bitwise_and(words, T.broadcast(T.int32(mask * 0x01010101), self._lanes))
 
 
 class _GroupDot:
@@ -117,18 +181,7 @@ class _GroupDot:
     def zero(self) -> Expr:
         return T.broadcast(T.int16(0) if self._short else T.int32(0), self.acc_lanes)
 
-    def codes(self, packed: Expr, *, high: bool) -> Expr:
-        """Return the low or high nibbles of *packed* (uint8 x 4 lanes) as bytes in int32 lanes."""
-        if high and self._kind.is_neon:
-            # ARM shifts bytes, which leaves nothing to mask.
-            shifted = T.shift_right(packed, T.broadcast(T.uint8(4), 4 * self.lanes))
-            return T.reinterpret(shifted, dtype=f"int32x{self.lanes}")
-        words = T.reinterpret(packed, dtype=f"int32x{self.lanes}")
-        if high:
-            words = T.shift_right(words, T.broadcast(T.int32(4), self.lanes))
-        return T.bitwise_and(words, T.broadcast(T.int32(_NIBBLES), self.lanes))
-
-    def word(self, q, token: Expr, start: Expr) -> Expr:  # type: ignore[no-untyped-def] # TVM has no types
+    def word(self, q, token: Expr, start: Expr) -> Expr:
         """Return four int8 activations from *start* on, a multiple of 4, read as one int32."""
         if self._kind is Dot.SDOT:
             # sdot takes one operand from any word of a register, so one load serves four words.
@@ -147,17 +200,18 @@ class _GroupDot:
         return T.Cast(f"float32x{self.lanes}", self._bytes.add_shorts(acc) if self._short else acc)
 
 
-def _load_scales(w, block: Expr, group: Expr, start: Expr, lanes: int, scale_dtype: str) -> Expr:  # type: ignore[no-untyped-def] # TVM has no types
+def _load_scales(w, block: Expr, group: Expr, start: Expr, lanes: int, scale_dtype: str) -> Expr:
     """Return *lanes* scales from byte *start* of a packed group as float32."""
     stored = w[block, group, T.ramp(start, 1, lanes * np.dtype(scale_dtype).itemsize)]
     return T.Cast(f"float32x{lanes}", T.reinterpret(stored, dtype=f"{scale_dtype}x{lanes}"))
 
 
-def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual: bool) -> PrimFunc:
-    packed = packed_shape(n, k, shape, scale_dtype)
+def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual: bool, bits: Bits) -> PrimFunc:
+    packed = packed_shape(n, k, shape, scale_dtype, bits)
     (blocks, groups, group_bytes), lanes = packed, shape.lanes
     rows, scale_bytes = n // blocks, np.dtype(scale_dtype).itemsize
-    dot = _GroupDot(shape)
+    codes, dot = _Codes(shape, bits), _GroupDot(shape)
+    planes = codes.planes
     acc_lanes = dot.acc_lanes
     tokens = shape.tile_tokens
     assert tokens in (1, 2, 4), tokens
@@ -179,7 +233,8 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
         for i in T.unroll(m):
             at = T.meta_var(T.ramp((i * r + c) * lanes, 1, lanes))
             product: T.let = dot.to_float(sums[T.ramp((i * r + c) * acc_lanes, 1, acc_lanes)])
-            acc[at] = acc[at] + scale * (product * v.splat(s[token + i, g], lanes) - v.splat(z[token + i, g], lanes))
+            zero: T.let = codes.zero(z[token + i, g])
+            acc[at] = acc[at] + scale * (product * v.splat(s[token + i, g], lanes) - v.splat(zero, lanes))
 
     @T.macro
     def finish(acc, res, out, block, token, m, first_row, c, r):
@@ -214,15 +269,24 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
                 sums_a[T.ramp(i * acc_lanes, 1, acc_lanes)] = dot.zero()
             for i in T.unroll(b * r):
                 sums_b[T.ramp(i * acc_lanes, 1, acc_lanes)] = dot.zero()
-            for quad in T.unroll(4):
+            for quad in T.unroll(planes):
                 for c in T.unroll(r):
-                    codes: T.let = w[block, g, T.ramp((quad * rows + first_row + c * lanes) * 4, 1, lanes * 4)]
-                    low_codes: T.let = dot.codes(codes, high=False)
-                    high_codes: T.let = dot.codes(codes, high=True)
+                    plane: T.let = w[block, g, T.ramp((quad * rows + first_row + c * lanes) * 4, 1, lanes * 4)]
+                    low_codes: T.let = codes.of_plane(plane, high=False)
+                    high_codes: T.let = codes.of_plane(plane, high=True)
                     multiply(sums_a, q, low_codes, high_codes, g, quad, token, a, c, r)
                     multiply(sums_b, q, low_codes, high_codes, g, quad, token + a, b, c, r)
+            if planes == 3:
+                for c in T.unroll(r):
+                    plane_0: T.let = w[block, g, T.ramp((first_row + c * lanes) * 4, 1, lanes * 4)]
+                    plane_1: T.let = w[block, g, T.ramp((rows + first_row + c * lanes) * 4, 1, lanes * 4)]
+                    plane_2: T.let = w[block, g, T.ramp((2 * rows + first_row + c * lanes) * 4, 1, lanes * 4)]
+                    low_rest: T.let = codes.of_rest(plane_0, plane_2, high=False)
+                    high_rest: T.let = codes.of_rest(plane_1, plane_2, high=True)
+                    multiply(sums_a, q, low_rest, high_rest, g, 3, token, a, c, r)
+                    multiply(sums_b, q, low_rest, high_rest, g, 3, token + a, b, c, r)
             for c in T.unroll(r):
-                start = T.meta_var(16 * rows + (first_row + c * lanes) * scale_bytes)
+                start = T.meta_var(planes * 4 * rows + (first_row + c * lanes) * scale_bytes)
                 scale: T.let = _load_scales(w, block, g, start, lanes, scale_dtype)
                 rescale(acc_a, sums_a, s, z, scale, g, token, a, c, r)
                 rescale(acc_b, sums_b, s, z, scale, g, token + a, b, c, r)
@@ -278,18 +342,27 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
     return matmul_int8
 
 
-def _matmul_float(n: int, k: int, shape: KernelShape, scale_dtype: str, residual: bool) -> PrimFunc:
+def _matmul_float(n: int, k: int, shape: KernelShape, scale_dtype: str, residual: bool, bits: Bits) -> PrimFunc:
     """The reference path: exact float32 activations, one token at a time; not tuned."""
-    packed = packed_shape(n, k, shape, scale_dtype)
+    packed = packed_shape(n, k, shape, scale_dtype, bits)
     (blocks, groups, _), lanes = packed, shape.lanes
     rows, scale_bytes = n // blocks, np.dtype(scale_dtype).itemsize
-    f32, i32 = f"float32x{lanes}", f"int32x{lanes}"
+    codes, zero_code = _Codes(shape, bits), ZERO_POINT if bits == 4 else ZERO_CODE_Q3
+    planes = codes.planes
 
-    def weight(stored: Expr, shift: int) -> Expr:
-        """Return lane values code - 7, the code sitting *shift* bits up in each int32."""
-        words = T.reinterpret(stored, dtype=i32)
-        codes = T.bitwise_and(T.shift_right(words, T.broadcast(T.int32(shift), lanes)), T.broadcast(T.int32(15), lanes))
-        return T.Cast(f32, codes - T.broadcast(T.int32(ZERO_POINT), lanes))
+    def weight(words: Expr, j: Expr) -> Expr:
+        """Return lane values of byte *j* of each int32 less the zero point."""
+        code = T.bitwise_and(T.shift_right(words, T.broadcast(8 * j, lanes)), T.broadcast(T.int32(15), lanes))
+        return T.Cast(f"float32x{lanes}", code - T.broadcast(T.int32(zero_code), lanes))
+
+    @T.macro
+    def add(total, x, low_codes, high_codes, i, g, quad):
+        for j in T.unroll(4):
+            total[T.ramp(0, 1, lanes)] = (
+                total[T.ramp(0, 1, lanes)]
+                + weight(low_codes, j) * v.splat(x[i, g * 32 + quad * 8 + j], lanes)
+                + weight(high_codes, j) * v.splat(x[i, g * 32 + quad * 8 + 4 + j], lanes)
+            )
 
     @T.macro
     def body(x, w, res, out, t):
@@ -301,15 +374,19 @@ def _matmul_float(n: int, k: int, shape: KernelShape, scale_dtype: str, residual
                     acc[T.ramp(0, 1, lanes)] = v.splat(0.0, lanes)
                     for g in T.serial(groups):
                         total[T.ramp(0, 1, lanes)] = v.splat(0.0, lanes)
-                        for quad in T.unroll(4):
-                            for j in T.unroll(4):
-                                codes: T.let = w[block, g, T.ramp((quad * rows + row * lanes) * 4, 1, lanes * 4)]
-                                total[T.ramp(0, 1, lanes)] = (
-                                    total[T.ramp(0, 1, lanes)]
-                                    + weight(codes, j * 8) * v.splat(x[i, g * 32 + quad * 8 + j], lanes)
-                                    + weight(codes, j * 8 + 4) * v.splat(x[i, g * 32 + quad * 8 + 4 + j], lanes)
-                                )
-                        start = T.meta_var(16 * rows + row * lanes * scale_bytes)
+                        for quad in T.unroll(planes):
+                            plane: T.let = w[block, g, T.ramp((quad * rows + row * lanes) * 4, 1, lanes * 4)]
+                            low_codes: T.let = codes.of_plane(plane, high=False)
+                            high_codes: T.let = codes.of_plane(plane, high=True)
+                            add(total, x, low_codes, high_codes, i, g, quad)
+                        if planes == 3:
+                            plane_0: T.let = w[block, g, T.ramp(row * lanes * 4, 1, lanes * 4)]
+                            plane_1: T.let = w[block, g, T.ramp((rows + row * lanes) * 4, 1, lanes * 4)]
+                            plane_2: T.let = w[block, g, T.ramp((2 * rows + row * lanes) * 4, 1, lanes * 4)]
+                            low_rest: T.let = codes.of_rest(plane_0, plane_2, high=False)
+                            high_rest: T.let = codes.of_rest(plane_1, plane_2, high=True)
+                            add(total, x, low_rest, high_rest, i, g, 3)
+                        start = T.meta_var(planes * 4 * rows + row * lanes * scale_bytes)
                         acc[T.ramp(0, 1, lanes)] = acc[T.ramp(0, 1, lanes)] + total[T.ramp(0, 1, lanes)] * _load_scales(
                             w, block, g, start, lanes, scale_dtype
                         )
@@ -346,12 +423,13 @@ def _matmul_float(n: int, k: int, shape: KernelShape, scale_dtype: str, residual
 
 
 def matmul_q4_reference(
-    x: npt.NDArray[np.float32], codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.floating]
+    x: npt.NDArray[np.float32], codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.floating], bits: Bits = 4
 ) -> npt.NDArray[np.float32]:
     """
     Return x (t, k) times the transposed dequantized matrix, (t, n) float32.
 
     For the int8 path pass ``q * s`` of :func:`~edgephi.compiler.kernels.activations.quantize_reference`.
     """
-    weights = (codes.astype(np.float32) - ZERO_POINT) * np.repeat(scales.astype(np.float32), GROUP, axis=1)
+    zero_code = ZERO_POINT if bits == 4 else ZERO_CODE_Q3
+    weights = (codes.astype(np.float32) - zero_code) * np.repeat(scales.astype(np.float32), GROUP, axis=1)
     return (x @ weights.T).astype(np.float32)
