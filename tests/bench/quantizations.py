@@ -11,6 +11,7 @@ rounding twice: more than rounding the trained weights once would do.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+# Read when NumPy is loaded; these matrices are too small for more.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from tests.bench.precision import log_softmax
@@ -147,24 +151,28 @@ def main() -> None:
     parser.add_argument("--per-intent", type=int, default=1, help="commands per intent and test set")
     options = parser.parse_args()
     out = sys.stdout
+
+    def write(text: str) -> None:
+        out.write(text)
+        out.flush()
+
     with tempfile.TemporaryDirectory() as folder:
         tiny, tiny_weights = tiny_reference(Path(folder) / "tiny")
     pocket = Reference(model_dir())
     pocket_weights = pocket_matrices()
     samples = {"gauss": np.random.default_rng(0).standard_normal((512, 3072)).astype(np.float32)}
-    out.write("| format | bits a weight | GB of Phi-3-mini | GB read a token | error, Gaussian | tiny | pocket |\n")
-    out.write("|---|---|---|---|---|---|---|\n")
+    write("| format | bits a weight | GB of Phi-3-mini | GB read a token | error, Gaussian | tiny | pocket |\n")
+    write("|---|---|---|---|---|---|---|\n")
     for form in FORMATS:
         whole, step = phi3_mini_bytes(form)
         errors = [relative_error(form, matrices) for matrices in (samples, tiny_weights, pocket_weights)]
         cells = " | ".join(f"{error:.1%}" for error in errors)
-        out.write(f"| {form.name} | {form.bits} | {whole / 1e9:.3f} | {step / 1e9:.3f} | {cells} |\n")
-        out.flush()
+        write(f"| {form.name} | {form.bits} | {whole / 1e9:.3f} | {step / 1e9:.3f} | {cells} |\n")
     tokens = np.random.default_rng(0).integers(0, tiny.config.vocab_size, (4, 48)).tolist()
-    out.write("\nLogits of the tiny checkpoint, against its unrounded weights\n\n")
-    write_logits(tiny, tiny_weights, [(ids, []) for ids in tokens], out.write)
-    out.write("\nLogits and answers of edgephi-pocket, against its 4-bit weights as they are\n\n")
-    write_logits(pocket, pocket_weights, commands(pocket, options.per_intent), out.write)
+    write("\nLogits of the tiny checkpoint, against its unrounded weights\n\n")
+    write_logits(tiny, tiny_weights, [(ids, []) for ids in tokens], write)
+    write("\nLogits and answers of edgephi-pocket, against its 4-bit weights as they are\n\n")
+    write_logits(pocket, pocket_weights, commands(pocket, options.per_intent), write)
 
 
 def phi3_mini_bytes(form: Format) -> tuple[float, float]:
