@@ -63,7 +63,9 @@ def test_ctrl_c_stops_the_answer_not_the_program(spawn: Any, fake: tuple[str, ..
         _read_until(terminal, "was stopped\r\n>>> ")
         time.sleep(0.2)  # Python notices a signal only once it reads; the prompt is shown just before
         process.send_signal(signal.SIGINT)
-        _read_until(terminal, "Ctrl-D ends")
+        # The prompt too: before it is shown the terminal itself, not the program, would take Ctrl-D.
+        _read_until(terminal, "Ctrl-D ends\r\n>>> ")
+        time.sleep(0.2)
         os.write(terminal, b"\x04")
         assert process.wait(20) == 0
     finally:
