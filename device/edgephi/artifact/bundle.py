@@ -189,9 +189,7 @@ def read_bundle(folder: Path) -> Bundle:
     except FileNotFoundError:
         raise BundleInvalid(f"{path} does not exist; compile the model with `edgephi model compile`") from None
     except OSError as error:
-        raise BundleInvalid(
-            f"{path} cannot be read ({error.strerror}); permit it, or compile the model again"
-        ) from error
+        raise _unreadable(path, error) from error
     except msgspec.DecodeError as error:
         raise BundleInvalid(f"{path} is not a bundle this version reads ({error}); compile the model again") from error
     if bundle.format_version != FORMAT_VERSION:
@@ -208,9 +206,7 @@ def read_bundle(folder: Path) -> Bundle:
         with (folder / WEIGHTS).open("rb") as stream:
             header = stream.read(HEADER_BYTES)
     except OSError as error:
-        raise BundleInvalid(
-            f"{folder / WEIGHTS} cannot be read ({error.strerror}); permit it, or compile the model again"
-        ) from error
+        raise _unreadable(folder / WEIGHTS, error) from error
     check_weights_header(folder, header, bundle)
     _check_parameters(path, bundle.parameters, bundle.weights.nbytes)
     return bundle
@@ -254,13 +250,15 @@ def check_digest(path: Path, expected: FileDigest) -> None:
     try:
         found = file_digest(path)
     except OSError as error:
-        raise BundleInvalid(
-            f"{path} cannot be read ({error.strerror}); permit it, or compile the model again"
-        ) from error
+        raise _unreadable(path, error) from error
     if found != expected:
         raise BundleInvalid(
             f"{path} is damaged: sha256 {found.sha256}, expected {expected.sha256}; compile the model again"
         )
+
+
+def _unreadable(path: Path, error: OSError) -> BundleInvalid:
+    return BundleInvalid(f"{path} cannot be read ({error.strerror}); permit it, or compile the model again")
 
 
 def _check_parameters(path: Path, parameters: Iterable[PackedTensor], file_bytes: int) -> None:

@@ -32,8 +32,6 @@ _BLOCK = _BLOCK_PAGES * PAGE_SIZE
 # Largest size of a split query, so that its high byte is at most 64 (see ByteDot.dot_key), and of a split weight.
 _QUERY_STEPS = 8128.0
 _WEIGHT_STEPS = 16256.0
-_LINE = 64  # bytes of a cache line
-_STACK_BYTES = 1024  # buffers of this size and more are allocated by TVM's runtime
 
 
 def attention(
@@ -65,7 +63,7 @@ def attention(
     parts = 16 // lanes
     dot = ByteDot(shape.dot, lanes)
     half = PAGE_SIZE * head_dim
-    tiles = [rows for rows in (4, 2, 1) if rows * max(head_dim, 4 * _BLOCK) < _STACK_BYTES]
+    tiles = [rows for rows in (4, 2, 1) if rows * max(head_dim, 4 * _BLOCK) < v.STACK_BYTES]
 
     @T.macro
     def split_queries(q, row, head, rows, q_high, q_low, q_step, q_sum):
@@ -102,9 +100,9 @@ def attention(
         for i in T.unroll(rows * 2 * parts):
             sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
         for quad in T.serial(head_dim // 4):
-            v.prefetch(T.address_of(pages[layer, kv_head, ahead, quad * _LINE]))
+            v.prefetch(T.address_of(pages[layer, kv_head, ahead, quad * v.LINE_BYTES]))
             if lanes < 16:
-                v.prefetch(T.address_of(pages[layer, kv_head, ahead, half + quad * _LINE]))
+                v.prefetch(T.address_of(pages[layer, kv_head, ahead, half + quad * v.LINE_BYTES]))
             for part in T.unroll(parts):
                 key: T.let = dot.key_word(
                     pages[layer, kv_head, page, T.ramp(quad * 64 + part * lanes * 4, 1, lanes * 4)]
@@ -195,7 +193,9 @@ def attention(
                 ahead: T.let = block_table[seq, T.min(first_page + _BLOCK_PAGES + p, last // PAGE_SIZE)]
                 for quad in T.unroll(4):
                     if lanes == 16:  # a register is a cache line, so each is asked for once
-                        v.prefetch(T.address_of(pages[layer, kv_head, ahead, half + quad * 4 * head_dim + c * _LINE]))
+                        v.prefetch(
+                            T.address_of(pages[layer, kv_head, ahead, half + quad * 4 * head_dim + c * v.LINE_BYTES])
+                        )
                     value: T.let = pages[
                         layer, kv_head, page, T.ramp(half + quad * 4 * head_dim + c * lanes * 4, 1, lanes * 4)
                     ]

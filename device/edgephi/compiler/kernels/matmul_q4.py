@@ -43,8 +43,6 @@ from edgephi.compiler.targets import Dot, KernelShape
 from edgephi.errors import UnsupportedModel
 
 _GROUPS_AHEAD = 6  # how far ahead of its use a group is asked for; 2 is too late and 16 too early (docs/log.md)
-_LINE = 64
-_STACK_BYTES = 1024  # buffers of this size and more are allocated by TVM's runtime
 
 
 def block_rows(n: int, shape: KernelShape) -> int:
@@ -249,7 +247,7 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
     @T.macro
     def tile(q, s, z, w, res, out, block, token, m, first_row, r):
         """Multiply *m* tokens by *r* vectors of rows; in two halves where one buffer would leave the stack."""
-        a = T.meta_var(m if m * r * lanes * 4 < _STACK_BYTES else m // 2)
+        a = T.meta_var(m if m * r * lanes * 4 < v.STACK_BYTES else m // 2)
         b = T.meta_var(m - a)
         acc_a = T.alloc_buffer((a * r * lanes,), "float32", scope="global")
         acc_b = T.alloc_buffer((max(b, 1) * r * lanes,), "float32", scope="global")
@@ -263,8 +261,8 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
             acc_b[T.ramp(i * lanes, 1, lanes)] = v.splat(0.0, lanes)
         for g in T.serial(groups):
             if r * lanes == rows:  # the tile reads all of the group
-                for line in T.unroll(-(-group_bytes // _LINE)):
-                    v.prefetch(T.address_of(w[block, g + _GROUPS_AHEAD, line * _LINE]))
+                for line in T.unroll(-(-group_bytes // v.LINE_BYTES)):
+                    v.prefetch(T.address_of(w[block, g + _GROUPS_AHEAD, line * v.LINE_BYTES]))
             for i in T.unroll(a * r):
                 sums_a[T.ramp(i * acc_lanes, 1, acc_lanes)] = dot.zero()
             for i in T.unroll(b * r):

@@ -13,6 +13,12 @@ from tvm.script import tirx as T
 LANES = 16
 """Lanes of a float32 vector in the elementwise kernels."""
 
+LINE_BYTES = 64
+"""Bytes of a cache line, what :func:`prefetch` asks for."""
+
+STACK_BYTES = 1024
+"""Buffers of this size and more are allocated by TVM's runtime, smaller ones lie on the stack."""
+
 
 def splat(value: Expr | float, lanes: int = LANES) -> Expr:
     """Return a float32 vector with *value* in each lane."""
