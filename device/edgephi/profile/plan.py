@@ -1,8 +1,8 @@
 """
 The plan a server follows on a device: how much it takes on at once and what it expects to reach.
 
-Owns the shape of a plan. Does not make one: until a planner exists, a plan is the operator's flags and the defaults,
-and everything that would be a prediction is None.
+Owns the shape of a plan. edgephi.profile.planner makes one; where it was not asked, a plan is the operator's flags and
+the defaults, and everything that would be a prediction is None.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class BindingLimit(enum.Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanMemory:
     """
-    Where a plan's memory goes, in bytes; None where nothing is known.
+    Where a plan's memory goes, in bytes; None where nothing is known. Budgets bound the sum of all items.
 
     Attributes:
         weights_bytes: Packed weights.
         kv_bytes: Pages of stored keys and values.
-        workspace_bytes: Scratch space of one step.
-        process_bytes: The server itself.
-        reserve_bytes: Kept free on purpose.
+        workspace_bytes: Scratch space of one step: activations, logits and what the allocator keeps of them.
+        process_bytes: The server itself: interpreter, libraries, the compiled library, connections.
+        reserve_bytes: Kept free on purpose, for what is not predicted.
         budget_bytes: What all of these together may reach.
     """
 
@@ -78,9 +78,17 @@ class PredictedSpeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """One change that would improve a plan, for people, and the decoding speed it would bring if that is known."""
+    """
+    One change that would improve a plan.
 
-    description: str
+    Attributes:
+        change: What to change, for people, such as ``int8 keys and values``.
+        effect: What it brings, for people, such as ``context 1296 -> 2608 tokens``.
+        decode_tokens_per_s: Speed with an empty context it would bring, or None where that was not predicted.
+    """
+
+    change: str
+    effect: str
     decode_tokens_per_s: float | None = None
 
 

@@ -135,7 +135,9 @@ def plan_message(plan: Plan) -> device_pb2.Plan:
         ),
         binding_limit=_LIMITS[plan.binding_limit],
         remedies=(
-            device_pb2.Remedy(description=remedy.description, decode_tokens_per_second=remedy.decode_tokens_per_s)
+            device_pb2.Remedy(
+                description=f"{remedy.change}: {remedy.effect}", decode_tokens_per_second=remedy.decode_tokens_per_s
+            )
             for remedy in plan.remedies
         ),
     )
