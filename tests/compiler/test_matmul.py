@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgephi.artifact.quantization import Bits
-from edgephi.compiler.kernels.activations import Activations, quantize_reference
+from edgephi.compiler.kernels.activations import ROOM, Activations, quantize_reference
 from edgephi.compiler.kernels.matmul_q4 import block_rows, matmul_q4, matmul_q4_reference, pack, packed_shape
 from edgephi.compiler.targets import COMPILE_TARGETS
 from edgephi.errors import UnsupportedModel
@@ -199,7 +199,7 @@ def test_shapes_the_kernels_cannot_run_are_refused_with_their_number() -> None:
 
 def _dequantized(x: F32Array) -> F32Array:
     q, s, _ = quantize_reference(x)
-    values: F32Array = (q.reshape(*s.shape, 32) * s[..., None]).reshape(x.shape).astype(np.float32)
+    values: F32Array = (q.reshape(*s.shape, 32) * (s / ROOM)[..., None]).reshape(x.shape).astype(np.float32)
     return values
 
 

@@ -81,11 +81,11 @@ def test_three_bits_cost_no_more_for_int8(level: str | None, ids: list[int], loa
     """Int8 activations and pages cost a 3-bit model the accuracy they cost a 4-bit one, on every level."""
     exact, fast = load("q3f16_g32", **EXACT).logits(ids), load("q3f16_g32", level=level).logits(ids)
     assert 0 < np.abs(fast - exact).max() <= 0.85
-    assert np.abs(fast - exact).mean() <= 0.077
-    assert _divergence(exact, fast).mean() <= 0.0036
+    assert np.abs(fast - exact).mean() <= 0.11
+    assert _divergence(exact, fast).mean() <= 0.0069
 
 
-@pytest.mark.parametrize(("kv_dtype", "bounds"), [("float16", (0.65, 0.06, 0.0024)), ("int8", (0.85, 0.077, 0.0036))])
+@pytest.mark.parametrize(("kv_dtype", "bounds"), [("float16", (1.02, 0.1, 0.006)), ("int8", (1.14, 0.11, 0.0069))])
 @pytest.mark.parametrize("name", ["q4f32_1", "q4f16_1"])
 def test_int8_costs_this_much_accuracy(
     name: str, kv_dtype: str, bounds: tuple[float, float, float], ids: list[int], load: Load
@@ -94,9 +94,9 @@ def test_int8_costs_this_much_accuracy(
     Int8 activations, with float16 pages or with int8 ones, the default, cost this much accuracy and no more.
 
     Measured on these random weights, whose logits have a standard deviation of 1.7 and reach 7.5. Float16 pages:
-    largest error 0.27 (q4f32_1) and 0.43 (q4f16_1), mean error 0.040 and 0.042, mean Kullback-Leibler divergence
-    0.0013 and 0.0016 nats. Int8 pages: 0.53 and 0.56, 0.051 and 0.051, 0.0022 and 0.0024. The bounds are half as
-    much again.
+    largest error 0.68 (q4f32_1) and 0.54 (q4f16_1), mean error 0.068 and 0.066, mean Kullback-Leibler divergence
+    0.0040 and 0.0038 nats. Int8 pages: 0.76 and 0.67, 0.073 and 0.073, 0.0046 and 0.0045. The bounds are half as
+    much again. Scales of activations are powers of two (docs/decisions/0014); with free ones the divergence was half.
     """
     exact, fast = load(name, **EXACT).logits(ids), load(name, kv_dtype=kv_dtype).logits(ids)
     error = np.abs(fast - exact)
@@ -111,14 +111,13 @@ def test_levels_agree(level: str, ids: list[int], load: Load) -> None:
     """
     The library of every level this CPU can run is as accurate as the best one's, and near it.
 
-    Levels round float32 sums differently, which now and then moves an activation to the next int8 step; the logits
-    then differ by a part of the int8 error (measured: by nothing for x86-64-v3, at most 0.11 for x86-64-v2, which has
-    no fused multiply-add; 5e-7 in the first row, where no activation crosses).
+    Levels may round float32 sums differently, which now and then moves an activation to the next int8 step; the
+    logits then differ by a part of the int8 error (measured: by nothing for any level of x86).
     """
     exact = load("q4f16_1", **EXACT).logits(ids)
     best, other = load("q4f16_1").logits(ids), load("q4f16_1", level=level).logits(ids)
-    assert np.abs(other - exact).max() <= 0.65
-    assert np.abs(other - exact).mean() <= 0.06
+    assert np.abs(other - exact).max() <= 1.14
+    assert np.abs(other - exact).mean() <= 0.11
     assert np.abs(best - other).max() <= 0.25
     assert np.abs(best - other).mean() <= 0.025
 

@@ -244,7 +244,12 @@ class _Builder:
     def _activation_types(self, rows: Expr, width: int) -> list[relax.TensorType]:
         if self._options.activations is Activations.FLOAT32:
             return [_f32(rows, width)]
-        return [relax.TensorType([rows, width], "int8"), _f32(rows, width // GROUP), _f32(rows, width // GROUP)]
+        groups = width // GROUP
+        return [
+            relax.TensorType([rows, width], "int8"),
+            _f32(rows, groups),
+            relax.TensorType([rows, groups], "int32"),
+        ]
 
     def _activations(self, call: Expr) -> list[Expr]:
         """Return the tensors a producer of activations made: one, or the three of the int8 form."""

@@ -99,7 +99,9 @@ class Reference:
         """Return (t, n) of (t, k) and (n, k)."""
         if self._int8:
             groups = x.reshape(x.shape[0], -1, GROUP)
-            scale = np.maximum(np.abs(groups).max(-1, keepdims=True) / np.float32(127), np.float32(1e-8))
+            # Scales are powers of two, as the kernels' are.
+            least = np.maximum(np.abs(groups).max(-1, keepdims=True) / np.float32(127), np.float32(1e-8))
+            scale = np.exp2(np.ceil(np.log2(least)))
             x = (np.rint(groups / scale) * scale).reshape(x.shape)
         product: F32Array = x @ weight.T
         return product

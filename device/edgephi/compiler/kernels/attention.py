@@ -353,7 +353,7 @@ def attention(
         pages = T.match_buffer(pages_h, (num_layers, num_kv_heads, num_pages, elements), kv_dtype)
         out_q = T.match_buffer(out_q_h, (t, width), "int8")
         out_s = T.match_buffer(out_s_h, (t, width // 32), "float32")
-        out_z = T.match_buffer(out_z_h, (t, width // 32), "float32")
+        out_z = T.match_buffer(out_z_h, (t, width // 32), "int32")
         mixed = T.match_buffer(mixed_h, (t, width), "float32")
         for job in T.parallel(num_heads * b):
             seq: T.let = job % b

@@ -134,6 +134,7 @@ class _Codes:
         self._bits = bits
         self._lanes = shape.lanes
         self._is_neon = shape.dot.is_neon
+        self.zero_point: int = ZERO_POINT if bits == 4 else ZERO_CODE_Q3
 
     def of_plane(self, packed: Expr, *, high: bool) -> Expr:
         """Return the lower or the higher codes in *packed* (uint8 x 4 lanes)."""
@@ -143,10 +144,6 @@ class _Codes:
     def of_rest(self, packed: Expr, last: Expr, *, high: bool) -> Expr:
         """Return the codes whose low bits are left in *packed*, plane 0 or if *high* 1, and high bits in *last*."""
         return T.bitwise_or(self._field(packed, 6, 3), self._field(last, 5 if high else 4, 4))
-
-    def zero(self, z: Expr) -> Expr:
-        """Return what the zero point contributes; *z* is that of 4 bits."""
-        return z if self._bits == 4 else z * T.float32(ZERO_CODE_Q3 / ZERO_POINT)
 
     def _field(self, packed: Expr, shift: int, mask: int) -> Expr:
         """Return each byte of *packed* shifted right by *shift* and masked, in int32 lanes."""
@@ -176,8 +173,9 @@ class _GroupDot:
         self.acc_dtype = "int16" if self._short else "int32"
         self.acc_lanes = self._bytes.short_lanes or shape.lanes
 
-    def zero(self) -> Expr:
-        return T.broadcast(T.int16(0) if self._short else T.int32(0), self.acc_lanes)
+    def start(self, bias: Expr) -> Expr:
+        """Return what sums start from; *bias* (int32) is part of what :meth:`total` returns."""
+        return T.broadcast(T.int16(0) if self._short else bias, self.acc_lanes)
 
     def word(self, q, token: Expr, start: Expr) -> Expr:
         """Return four int8 activations from *start* on, a multiple of 4, read as one int32."""
@@ -193,9 +191,9 @@ class _GroupDot:
             return acc + self._bytes.shorts(codes, T.broadcast(x4, self.lanes))
         return self._bytes.dot_code(acc, codes, x4)
 
-    def to_float(self, acc: Expr) -> Expr:
-        """Return a group's sums as float32 lanes."""
-        return T.Cast(f"float32x{self.lanes}", self._bytes.add_shorts(acc) if self._short else acc)
+    def total(self, acc: Expr, bias: Expr) -> Expr:
+        """Return a group's sums with the bias that they :meth:`start` from, as int32 lanes."""
+        return self._bytes.add_shorts(acc) + T.broadcast(bias, self.lanes) if self._short else acc
 
 
 def _load_scales(w, block: Expr, group: Expr, start: Expr, lanes: int, scale_dtype: str) -> Expr:
@@ -217,6 +215,10 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
     # One token reads each weight once, so a wide tile only has more loads in flight.
     vectors_single = min(2 * shape.tile_vectors, rows // lanes)
 
+    def bias(s, z, token: Expr, g: Expr) -> Expr:
+        """Return the bits of s and the zero point's part of the sum; integers added to it are scaled (activations)."""
+        return T.reinterpret(s[token, g], dtype="int32") + z[token, g] * T.int32(codes.zero_point)
+
     @T.macro
     def multiply(sums, q, low_codes, high_codes, g, quad, token, m, c, r):
         for i in T.unroll(m):
@@ -230,9 +232,9 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
     def rescale(acc, sums, s, z, scale, g, token, m, c, r):
         for i in T.unroll(m):
             at = T.meta_var(T.ramp((i * r + c) * lanes, 1, lanes))
-            product: T.let = dot.to_float(sums[T.ramp((i * r + c) * acc_lanes, 1, acc_lanes)])
-            zero: T.let = codes.zero(z[token + i, g])
-            acc[at] = acc[at] + scale * (product * v.splat(s[token + i, g], lanes) - v.splat(zero, lanes))
+            total: T.let = dot.total(sums[T.ramp((i * r + c) * acc_lanes, 1, acc_lanes)], bias(s, z, token + i, g))
+            product: T.let = T.reinterpret(total, dtype=f"float32x{lanes}") - v.splat(s[token + i, g], lanes)
+            acc[at] = acc[at] + scale * product
 
     @T.macro
     def finish(acc, res, out, block, token, m, first_row, c, r):
@@ -256,17 +258,19 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
         for i in T.unroll(a * r):
             acc_a[T.ramp(i * lanes, 1, lanes)] = v.splat(0.0, lanes)
         # An unused half is written too: TVM would shrink it to nothing and ask the runtime for that.
-        sums_b[T.ramp(0, 1, acc_lanes)] = dot.zero()
+        sums_b[T.ramp(0, 1, acc_lanes)] = dot.start(T.int32(0))
         for i in T.unroll(max(b * r, 1)):
             acc_b[T.ramp(i * lanes, 1, lanes)] = v.splat(0.0, lanes)
         for g in T.serial(groups):
             if r * lanes == rows:  # the tile reads all of the group
                 for line in T.unroll(-(-group_bytes // v.LINE_BYTES)):
                     v.prefetch(T.address_of(w[block, g + _GROUPS_AHEAD, line * v.LINE_BYTES]))
-            for i in T.unroll(a * r):
-                sums_a[T.ramp(i * acc_lanes, 1, acc_lanes)] = dot.zero()
-            for i in T.unroll(b * r):
-                sums_b[T.ramp(i * acc_lanes, 1, acc_lanes)] = dot.zero()
+            for i in T.unroll(a):
+                for c in T.unroll(r):
+                    sums_a[T.ramp((i * r + c) * acc_lanes, 1, acc_lanes)] = dot.start(bias(s, z, token + i, g))
+            for i in T.unroll(b):
+                for c in T.unroll(r):
+                    sums_b[T.ramp((i * r + c) * acc_lanes, 1, acc_lanes)] = dot.start(bias(s, z, token + a + i, g))
             for quad in T.unroll(planes):
                 for c in T.unroll(r):
                     plane: T.let = w[block, g, T.ramp((quad * rows + first_row + c * lanes) * 4, 1, lanes * 4)]
@@ -320,7 +324,7 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
             t = T.int64()
             q = T.match_buffer(q_h, (t, k), "int8")
             s = T.match_buffer(s_h, (t, groups), "float32")
-            z = T.match_buffer(z_h, (t, groups), "float32")
+            z = T.match_buffer(z_h, (t, groups), "int32")
             res = T.match_buffer(res_h, (t, n), "float32")
             out = T.match_buffer(out_h, (t, n), "float32")
             body(q, s, z, w, res, out, t)
@@ -333,7 +337,7 @@ def _matmul_int8(n: int, k: int, shape: KernelShape, scale_dtype: str, residual:
         t = T.int64()
         q = T.match_buffer(q_h, (t, k), "int8")
         s = T.match_buffer(s_h, (t, groups), "float32")
-        z = T.match_buffer(z_h, (t, groups), "float32")
+        z = T.match_buffer(z_h, (t, groups), "int32")
         out = T.match_buffer(out_h, (t, n), "float32")
         body(q, s, z, w, out, out, t)
 

@@ -60,7 +60,7 @@ def rms_norm(hidden: int, eps: float, activations: Activations) -> PrimFunc:
         x = T.match_buffer(x_h, (t, hidden), "float32")
         q = T.match_buffer(q_h, (t, hidden), "int8")
         s = T.match_buffer(s_h, (t, groups), "float32")
-        z = T.match_buffer(z_h, (t, groups), "float32")
+        z = T.match_buffer(z_h, (t, groups), "int32")
         for i in T.parallel(t):
             acc = T.alloc_buffer((16,), "float32", scope="global")
             inverse = T.alloc_buffer((1,), "float32", scope="global")

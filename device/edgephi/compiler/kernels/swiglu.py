@@ -48,7 +48,7 @@ def swiglu(intermediate: int, activations: Activations) -> PrimFunc:
         gate_up = T.match_buffer(gate_up_h, (t, 2 * n), "float32")
         q = T.match_buffer(q_h, (t, n), "int8")
         s = T.match_buffer(s_h, (t, groups), "float32")
-        z = T.match_buffer(z_h, (t, groups), "float32")
+        z = T.match_buffer(z_h, (t, groups), "int32")
         for job in T.parallel(t * groups):
             i: T.let = job // groups
             g: T.let = job % groups
