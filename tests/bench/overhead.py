@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -64,6 +64,9 @@ class NullBackend:
         """Return some of the rows, from a random one on."""
         start = int(self._order.integers(NUM_LOGIT_ROWS))
         return self._logits[start : start + len(batch.logit_rows)]
+
+    def release_pages(self, pages: Sequence[int]) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""Random submits, cancels, failures and steps: whatever the interleaving, each answer is as if it ran alone."""
+"""Random submits, cancels, failures, limits and steps: whatever the interleaving, each answer is as if it ran alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edgephi.engine.backend import F32Array, ForwardBatch
 from edgephi.engine.core import Engine, EngineConfig
+from edgephi.engine.limits import EngineLimits
 from edgephi.engine.request import (
     EngineEvent,
     EngineRequest,
@@ -112,12 +113,15 @@ class EngineMachine(RuleBasedStateMachine):
     def submit(self, prefix: tuple[int, ...], rest: list[int], max_tokens: int, sampling: SamplingParams) -> None:
         request = _request(f"r{len(self.requests)}", (*prefix, *rest), max_tokens, sampling)
         num_live = self.engine.stats().running + self.engine.stats().waiting
+        limits = self.engine.stats().limits
+        has_room = num_live < limits.max_running + 4
+        has_room &= len(request.prompt) + request.max_tokens <= limits.max_request_tokens
         try:
             self.engine.submit(request)
         except Overloaded:
-            assert num_live == 7
+            assert not has_room
         else:
-            assert num_live < 7
+            assert has_room
             self.requests[request.request_id] = request
             self.events[request.request_id] = []
 
@@ -134,9 +138,35 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
+            before = self.engine.stats()
             for event in self.engine.step():
                 self.events[event.request_id].append(event)
             self.engine.check_integrity()
+            assert self.engine.stats().running <= max(before.running, before.limits.max_running)
+
+    @rule(
+        max_running=st.integers(1, 3),
+        prefill=st.integers(1, 5),
+        mixed=st.integers(1, 16),
+        max_request_tokens=st.integers(1, 48),
+        keeps_cached_pages=st.booleans(),
+    )
+    def limit(
+        self, max_running: int, prefill: int, mixed: int, max_request_tokens: int, keeps_cached_pages: bool
+    ) -> None:
+        running = self.engine.stats().running
+        self.engine.set_limits(
+            EngineLimits(
+                max_running=max_running,
+                prefill_chunk_tokens=prefill,
+                mixed_chunk_tokens=mixed,
+                max_request_tokens=max_request_tokens,
+                keeps_cached_pages=keeps_cached_pages,
+            )
+        )
+        stats = self.engine.stats()
+        assert stats.running == running
+        assert keeps_cached_pages or stats.pages_cached == 0
 
     @rule()
     def fail(self) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgephi.profile.catalogue import shipped_files
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "artifact", "cli", "client", "compiler", "engine", "generation", "pocket", "profile", "runtime", "server", "text",
@@ -37,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path) -> None:
-    """The wheel has each package, typed, with the generated contract and the pocket model, and no tests."""
+    """The wheel has each package, typed, with the generated contract, the pocket model and the boards, and no tests."""
     names = zipfile.ZipFile(wheel).namelist()
 
     for package in PACKAGES:
@@ -47,6 +49,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path) -> None:
     assert "edgephi/v1/generation_service_pb2_grpc.pyi" in names
     assert "edgephi/v1/generation_service.proto" in names
     assert "edgephi/pocket/model/tensor-cache.json" in names
+    assert {f"edgephi/profile/boards/{path.name}" for path in shipped_files()} <= set(names)
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"edgephi"}
     assert not any("__pycache__" in name or name.endswith(".so") for name in names)

@@ -26,9 +26,9 @@ from edgephi.artifact.bundle import (
     verify_bundle,
 )
 from edgephi.errors import BundleInvalid, CompileFailed, ConfigError, CpuUnsupported, UnsupportedModel
+from edgephi.profile.threads import ThreadPlan
 from edgephi.runtime import bundles, load_model
 from edgephi.runtime.bundles import bundle_folder, current_bundle, ensure_bundle, host_options
-from edgephi.runtime.threads import ThreadPlan
 
 pytestmark = pytest.mark.tvm
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import mmap
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -113,6 +115,25 @@ def test_pages_of_earlier_requests_do_not_leak(model: LoadedModel, prompts: list
     pages = model.backend._pages  # nothing public writes rubbish into pages
     pages.view(np.float16)[...] = np.nan  # of int8 pages the scales are what can be no number
     assert _answers(_engine(model), [prompts[3]])[0][0] == wanted
+
+
+def test_released_pages_lose_their_memory_and_no_other_does(
+    model: LoadedModel, prompts: list[tuple[int, ...]], alone: list[list[int]]
+) -> None:
+    """A run of released pages reads as zeros but for its ends, others are untouched, and answers the same."""
+    pages = model.backend._pages  # nothing public shows what pages hold
+    pages[...] = 1
+    model.backend.release_pages(range(10, 50))
+    zeros = (pages.view(np.uint8) == 0).reshape(*pages.shape[:3], -1)
+    assert not zeros[:, :, :10].any()
+    assert not zeros[:, :, 50:].any()
+    ends = 2 * mmap.PAGESIZE / pages[0, 0, 10:50].nbytes
+    assert (zeros[:, :, 10:50].mean(axis=(2, 3)) > 1 - ends).all()
+    model.backend.release_pages(range(pages.shape[2]))
+    assert not pages.any()
+    engine = _engine(model, max_running=2)
+    engine.set_limits(dataclasses.replace(engine.max_limits, keeps_cached_pages=False))
+    assert [tokens for tokens, _ in _answers(engine, prompts)] == alone
 
 
 @pytest.mark.parametrize(

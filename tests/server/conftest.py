@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 import pytest
@@ -24,6 +24,7 @@ from edgephi.generation.generator import EventSink, Generator
 from edgephi.generation.request import GenerationRequest
 from edgephi.profile.plan import Plan, PlanMemory
 from edgephi.profile.probe import DeviceFacts, probe
+from edgephi.profile.verification import ExpectedSpeed
 from edgephi.runtime.fake import FakeBackend
 from edgephi.server.app import Served, Server
 from edgephi.server.model_info import ModelInfo
@@ -133,7 +134,8 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
     Return a context manager that runs a server on the test's own event loop.
 
     Its arguments: ``step_delay_s`` and ``script`` of the backend, ``max_running`` and ``max_waiting`` of the
-    engine, ``is_ready=False`` not to wait for the first token, and any setting of the server.
+    engine, ``is_ready=False`` not to wait for the first token, ``planned`` to replace fields of the plan, ``expected``
+    to predict speed, and any setting of the server.
     """
 
     @contextlib.asynccontextmanager
@@ -144,6 +146,8 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
         max_running: int = 4,
         max_waiting: int = 32,
         is_ready: bool = True,
+        planned: Mapping[str, Any] = MappingProxyType({}),
+        expected: ExpectedSpeed | None = None,
         **settings: Any,
     ) -> AsyncIterator[Running]:
         end_id = tokenizer.special_id("<|end|>")
@@ -181,16 +185,20 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
                     vocab_size=tokenizer.vocab_size,
                 ),
                 device=device,
-                plan=Plan(
-                    context_tokens=core.context_tokens,
-                    max_running=max_running,
-                    prefill_chunk_tokens=16,
-                    mixed_chunk_tokens=8,
-                    default_max_tokens=256,
-                    page_tokens=8,
-                    num_pages=128,
-                    memory=PlanMemory(kv_bytes=4096),
+                plan=dataclasses.replace(
+                    Plan(
+                        context_tokens=core.context_tokens,
+                        max_running=max_running,
+                        prefill_chunk_tokens=16,
+                        mixed_chunk_tokens=8,
+                        default_max_tokens=256,
+                        page_tokens=8,
+                        num_pages=128,
+                        memory=PlanMemory(kv_bytes=4096),
+                    ),
+                    **planned,
                 ),
+                expected=expected,
             )
             chosen = ServerSettings(**{"port": 0, **settings})
             server = Server(served, chosen, registry=CollectorRegistry(), log=logger)

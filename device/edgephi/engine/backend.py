@@ -7,6 +7,7 @@ computes prefill, decode and mixed batches alike: the ragged forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +91,15 @@ class Backend(Protocol):
 
         Raises:
             EngineFailed: If the computation failed; the pages' contents are then undefined.
+        """
+        ...
+
+    def release_pages(self, pages: Sequence[int]) -> None:
+        """
+        Give memory back to the system, as far as that is possible; what these pages held is lost.
+
+        Args:
+            pages: Ids of pages, ascending, whose slots will be written before they are read again.
         """
         ...
 

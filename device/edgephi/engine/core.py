@@ -15,6 +15,7 @@ import numpy as np
 
 from edgephi.engine.backend import Backend, F32Array, ForwardBatch
 from edgephi.engine.batch import ScheduledRows, build_batch
+from edgephi.engine.limits import EngineLimits
 from edgephi.engine.pages import PagePool, prefix_keys
 from edgephi.engine.request import (
     EngineEvent,
@@ -29,7 +30,7 @@ from edgephi.engine.sampling import Sampler
 from edgephi.engine.scheduler import Scheduler
 from edgephi.engine.sequence import SequenceState
 from edgephi.engine.speculation import Speculation
-from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest, Overloaded, PromptTooLong
+from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest, PromptTooLong
 
 _DEFAULT_RETRY_MS = 1_000
 _MIN_RETRY_MS = 100
@@ -40,7 +41,7 @@ _SERVICE_TIME_WEIGHT = 0.2  # of the newest request in the moving average: about
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """
-    How much the engine does at once.
+    How much the engine does at once, at most: ``Engine.set_limits`` may lower some of it for a while.
 
     Attributes:
         max_running: Most requests that own pages and take part in a step, at least 1.
@@ -51,6 +52,7 @@ class EngineConfig:
             longer by each of them, so this bounds the gap that a long prompt makes in a running stream.
         max_draft_tokens: Most guessed tokens checked beside a sequence's next one in a step; 0 for none. Answers are
             the same with any value. How many are worth it is measured all the time (edgephi.engine.speculation).
+        max_context_tokens: Longest prompt and answer together, at least 1; None for all that backend and pages hold.
     """
 
     max_running: int = 4
@@ -58,6 +60,7 @@ class EngineConfig:
     prefill_chunk_tokens: int = 64
     mixed_chunk_tokens: int = 16
     max_draft_tokens: int = 0
+    max_context_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -66,8 +69,9 @@ class EngineConfig:
             ("prefill_chunk_tokens", self.prefill_chunk_tokens, 1),
             ("mixed_chunk_tokens", self.mixed_chunk_tokens, 1),
             ("max_draft_tokens", self.max_draft_tokens, 0),
+            ("max_context_tokens", self.max_context_tokens, 1),
         ):
-            if value < low:
+            if value is not None and value < low:
                 raise ConfigError(f"{name} is {value}; must be at least {low}")
 
 
@@ -82,12 +86,19 @@ class EngineStats:
         pages_total: Pages of the pool: free, used and cached.
         pages_used: Pages owned by running requests; a shared one counts once.
         pages_cached: Pages nobody owns whose tokens may be reused.
+        context_tokens: Tokens that running requests have in pages; less than the pages hold, which are reserved for
+            whole answers.
         tokens_prefilled_total: Prompt tokens computed.
         tokens_generated_total: Tokens drawn, stop tokens included.
         steps_total: Forwards begun.
         cached_tokens_total: Prompt tokens taken from shared pages instead of being computed.
         drafted_tokens_total: Guessed tokens computed beside others.
         accepted_tokens_total: How many of them were drawn: tokens that needed no forward of their own.
+        decode_tokens_total: Tokens drawn after the first one of their request.
+        decode_stream_s_total: Seconds that requests spent drawing these, all requests added up. Its growth divides that
+            of ``decode_tokens_total`` to tokens a second of one stream.
+        decode_s_total: Seconds in which any request did; divides the same to how many did at once.
+        limits: Limits in force.
     """
 
     running: int
@@ -95,12 +106,17 @@ class EngineStats:
     pages_total: int
     pages_used: int
     pages_cached: int
+    context_tokens: int
     tokens_prefilled_total: int
     tokens_generated_total: int
     steps_total: int
     cached_tokens_total: int
     drafted_tokens_total: int
     accepted_tokens_total: int
+    decode_tokens_total: int
+    decode_stream_s_total: float
+    decode_s_total: float
+    limits: EngineLimits
 
 
 class Engine:
@@ -124,13 +140,14 @@ class Engine:
             )
         self._backend = backend
         self._pool = PagePool(self.spec.num_pages, self.spec.page_size)
-        self._scheduler = Scheduler(
-            self._pool,
+        self.max_limits = EngineLimits(
             max_running=config.max_running,
-            max_batch_tokens=self.spec.max_batch_tokens,
             prefill_chunk_tokens=config.prefill_chunk_tokens,
             mixed_chunk_tokens=config.mixed_chunk_tokens,
+            max_request_tokens=self.context_tokens,
         )
+        self._limits = self.max_limits
+        self._scheduler = Scheduler(self._pool, self._limits, max_batch_tokens=self.spec.max_batch_tokens)
         self._speculation: Speculation | None = None
         if config.max_draft_tokens > 0:
             self._speculation = Speculation(
@@ -146,11 +163,16 @@ class Engine:
         self._cached_tokens_total = 0
         self._drafted_tokens_total = 0
         self._accepted_tokens_total = 0
+        self._decode_tokens_total = 0
+        self._decode_stream_s_total = 0.0
+        self._decode_s_total = 0.0
+        self._decoding_since = 0.0  # when the last step ended, if it left a decoding sequence
 
     @property
     def context_tokens(self) -> int:
         """Longest prompt and answer together that can ever run."""
-        return min(self.spec.max_context_tokens, self.spec.num_pages * self.spec.page_size)
+        fits = min(self.spec.max_context_tokens, self.spec.num_pages * self.spec.page_size)
+        return min(fits, self.config.max_context_tokens or fits)
 
     @property
     def has_work(self) -> bool:
@@ -162,7 +184,7 @@ class Engine:
         """When a place is likely to be free, in milliseconds, judged by how long recent requests ran."""
         if self._mean_service_s is None:
             return _DEFAULT_RETRY_MS
-        between_ends_ms = self._mean_service_s * 1e3 / self.config.max_running
+        between_ends_ms = self._mean_service_s * 1e3 / self._limits.max_running
         return min(max(round(between_ends_ms), _MIN_RETRY_MS), _MAX_RETRY_MS)
 
     def validate(self, request: EngineRequest) -> None:
@@ -203,19 +225,20 @@ class Engine:
         Raises:
             InvalidRequest: If a field is out of bounds or the id belongs to a live request.
             PromptTooLong: If it needs more than the context or the whole pool.
-            Overloaded: If ``max_running + max_waiting`` requests are live.
+            Overloaded: If ``max_running + max_waiting`` requests are live, or it needs more tokens than a request may
+                have at present.
         """
         self.validate(request)
         if request.request_id in self._sequences:
             raise InvalidRequest(
                 FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
             )
-        max_live = self.config.max_running + self.config.max_waiting
-        if len(self._sequences) >= max_live:
-            raise Overloaded(
-                f"{len(self._sequences)} requests are live and {max_live} is the limit; retry later",
-                retry_after_ms=self.retry_after_ms,
-            )
+        self._limits.check_room(
+            request,
+            num_live=len(self._sequences),
+            max_waiting=self.config.max_waiting,
+            retry_after_ms=self.retry_after_ms,
+        )
         num_prompt = len(request.prompt)
         tokens = np.zeros(num_prompt + request.max_tokens, np.int32)
         tokens[:num_prompt] = request.prompt
@@ -229,6 +252,21 @@ class Engine:
         )
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
+
+    def set_limits(self, limits: EngineLimits) -> None:
+        """
+        Change how much is taken on from now on. Accepted requests stay accepted and their answers stay the same.
+
+        With fewer ``max_running`` than run, nothing is admitted until enough of them have ended.
+
+        Raises:
+            ConfigError: If a limit is below 1 or above ``max_limits``, what the engine was configured for.
+        """
+        limits.check_within(self.max_limits)
+        self._limits = limits
+        self._scheduler.limits = limits
+        self._pool.set_keeps_cached(limits.keeps_cached_pages)
+        self._release_memory()
 
     def cancel(self, request_id: RequestId, reason: FinishReason = FinishReason.CANCELLED) -> Finished | None:
         """End a request now and free its pages; None if no such request is live."""
@@ -248,6 +286,17 @@ class Engine:
         Returns:
             Events in the order they happened, each request's own in order; empty without work.
         """
+        num_decoding = self._scheduler.num_decoding
+        events = self._step()
+        now = self.clock()
+        # What passed since the last step counts too: streams wait while their tokens are delivered.
+        if num_decoding:
+            self._decode_stream_s_total += num_decoding * (now - self._decoding_since)
+            self._decode_s_total += now - self._decoding_since
+        self._decoding_since = now
+        return events
+
+    def _step(self) -> list[EngineEvent]:
         ahead = [(sequence, rows) for sequence, rows in self._ahead if self._is_live(sequence)]
         self._ahead = []
         if ahead:
@@ -281,12 +330,17 @@ class Engine:
             pages_total=self._pool.num_pages,
             pages_used=self._pool.num_used,
             pages_cached=self._pool.num_cached,
+            context_tokens=sum(sequence.num_computed for sequence in self._scheduler.running),
             tokens_prefilled_total=self._tokens_prefilled_total,
             tokens_generated_total=self._tokens_generated_total,
             steps_total=self._steps_total,
             cached_tokens_total=self._cached_tokens_total,
             drafted_tokens_total=self._drafted_tokens_total,
             accepted_tokens_total=self._accepted_tokens_total,
+            decode_tokens_total=self._decode_tokens_total,
+            decode_stream_s_total=self._decode_stream_s_total,
+            decode_s_total=self._decode_s_total,
+            limits=self._limits,
         )
 
     def check_integrity(self) -> None:
@@ -346,6 +400,7 @@ class Engine:
         except EngineFailed as error:
             # What computed such a row may sit in its pages, so nobody may share them.
             return [self._finish(sequence, FinishReason.ERROR, error=str(error), keep_content=False)]
+        self._decode_tokens_total += int(sequence.num_output > 0)
         sequence.append(sampled.token_id, now)
         self._tokens_generated_total += 1
         if self._speculation is not None:
@@ -358,6 +413,10 @@ class Engine:
         if sequence.num_output == request.max_tokens:
             return [token, self._finish(sequence, FinishReason.LENGTH)]
         return [token]
+
+    def _release_memory(self) -> None:
+        if not self._limits.keeps_cached_pages:
+            self._backend.release_pages(self._pool.free_pages)
 
     def _accept(self, sequence: SequenceState, rows: F32Array) -> None:
         sequence.num_accepted += 1
@@ -390,6 +449,7 @@ class Engine:
         if self._speculation is not None and keep_content:
             self._speculation.ended(sequence)
         self._scheduler.remove(sequence, keep_content=keep_content)
+        self._release_memory()
         if sequence.first_scheduled_at is not None:
             service_s = self.clock() - sequence.first_scheduled_at
             mean = service_s if self._mean_service_s is None else self._mean_service_s

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Self
 
 from edgephi.engine.core import Engine, EngineStats
+from edgephi.engine.limits import EngineLimits
 from edgephi.engine.request import (
     EngineEvent,
     EngineRequest,
@@ -27,7 +28,7 @@ from edgephi.engine.request import (
     TokenSampled,
     Usage,
 )
-from edgephi.errors import EngineFailed, FieldViolation, InvalidRequest, NotReady, Overloaded
+from edgephi.errors import EngineFailed, FieldViolation, InvalidRequest, NotReady
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class EngineLoop:
         Raises:
             InvalidRequest: If a field is out of bounds or the id belongs to a live request.
             PromptTooLong: If prompt and max_tokens can never fit.
-            Overloaded: If the queue is full.
+            Overloaded: If the queue is full, or it needs more tokens than a request may have at present.
             NotReady: After :meth:`close`.
             EngineFailed: If the engine thread ended by an internal error.
         """
@@ -77,6 +78,27 @@ class EngineLoop:
         free before the next forward. A sink call already in progress on the engine thread is not interrupted.
         """
         self._worker.cancel(request_id, reason)
+
+    @property
+    def max_limits(self) -> EngineLimits:
+        """What the engine was configured for: the most that :meth:`set_limits` takes."""
+        return self._worker.max_limits
+
+    @property
+    def limits(self) -> EngineLimits:
+        """By which a request submitted now is judged."""
+        return self._worker.limits
+
+    def set_limits(self, limits: EngineLimits) -> None:
+        """
+        Change how much the engine takes on, before its next step; see :meth:`Engine.set_limits`. Any thread.
+
+        A request that is submitted after this returns is judged by the new limits.
+
+        Raises:
+            ConfigError: If a limit is below 1 or above ``max_limits``; the old ones then stay.
+        """
+        self._worker.set_limits(limits)
 
     def stats(self) -> EngineStats:
         """Counters as of the last completed step; never waits for a forward."""
@@ -142,17 +164,28 @@ class _Live:
     cancel_reason: FinishReason | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A request that was accepted and has not reached the engine; the time is the engine clock's, in seconds."""
+
+    request: EngineRequest
+    submitted_at: float
+
+
 class _Worker:
     """What the engine thread and its callers share. Ends when :meth:`run` returns."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._clock = engine.clock
-        self._max_live = engine.config.max_running + engine.config.max_waiting
+        self._max_waiting = engine.config.max_waiting
+        self.max_limits = engine.max_limits
         self._changed = threading.Condition()
         # Below: only under _changed.
         self._live: dict[RequestId, _Live] = {}
-        self._inbox: list[tuple[EngineRequest, float]] = []
+        # In the order they came: the engine then judges a request by the limits it was accepted under.
+        self._inbox: list[_Arrival | EngineLimits] = []
+        self._limits = engine.max_limits
         self._cancels: list[RequestId] = []
         self._stopping = False
         self._failed = False
@@ -166,13 +199,19 @@ class _Worker:
             return self._stopping
 
     @property
+    def limits(self) -> EngineLimits:
+        with self._changed:
+            return self._limits
+
+    @property
     def last_step_at(self) -> float:
         with self._changed:
             return self._last_step_at
 
     def stats(self) -> EngineStats:
         with self._changed:
-            return dataclasses.replace(self._stats, waiting=self._stats.waiting + len(self._inbox))
+            num_arrived = sum(isinstance(item, _Arrival) for item in self._inbox)
+            return dataclasses.replace(self._stats, waiting=self._stats.waiting + num_arrived, limits=self._limits)
 
     def submit(self, request: EngineRequest, sink: Sink) -> None:
         self._engine.validate(request)  # pure: reads only the request and the engine's fixed limits
@@ -185,16 +224,24 @@ class _Worker:
                 raise InvalidRequest(
                     FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
                 )
-            if len(self._live) >= self._max_live:
-                raise Overloaded(
-                    f"{len(self._live)} requests are live and {self._max_live} is the limit; retry later",
-                    retry_after_ms=self._retry_after_ms,
-                )
+            self._limits.check_room(
+                request,
+                num_live=len(self._live),
+                max_waiting=self._max_waiting,
+                retry_after_ms=self._retry_after_ms,
+            )
             now = self._clock()
             if not self._live:
                 self._last_step_at = now  # a watchdog must not count the idle time before this request
             self._live[request.request_id] = _Live(request, sink)
-            self._inbox.append((request, now))
+            self._inbox.append(_Arrival(request, now))
+            self._changed.notify()
+
+    def set_limits(self, limits: EngineLimits) -> None:
+        limits.check_within(self.max_limits)
+        with self._changed:
+            self._limits = limits
+            self._inbox.append(limits)
             self._changed.notify()
 
     def cancel(self, request_id: RequestId, reason: FinishReason) -> None:
@@ -238,8 +285,11 @@ class _Worker:
             if stopping:
                 cancels = list(self._live)
             reasons = {i: self._live[i].cancel_reason for i in cancels if i in self._live}
-        for request, submitted_at in inbox:
-            self._engine.submit(request, submitted_at=submitted_at)
+        for item in inbox:
+            if isinstance(item, EngineLimits):
+                self._engine.set_limits(item)
+            else:
+                self._engine.submit(item.request, submitted_at=item.submitted_at)
         ended = [self._engine.cancel(i, reason or FinishReason.CANCELLED) for i, reason in reasons.items()]
         if inbox or cancels:
             self._publish()

@@ -81,6 +81,12 @@ class PagePool:
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._key_of: dict[int, PageKey] = {}
         self._page_of: dict[PageKey, int] = {}
+        self._keeps_cached = True
+
+    @property
+    def free_pages(self) -> tuple[int, ...]:
+        """Pages with no owner and no content, ascending."""
+        return tuple(sorted(self._free))
 
     @property
     def num_free(self) -> int:
@@ -138,6 +144,8 @@ class PagePool:
             if not keep_content:
                 self._forget(page)
             if self._ref_counts[page] == 0:
+                if not self._keeps_cached:
+                    self._forget(page)
                 if page in self._key_of:
                     self._cached[page] = None
                 else:
@@ -149,6 +157,15 @@ class PagePool:
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
+
+    def set_keeps_cached(self, keeps_cached: bool) -> None:
+        """Choose whether pages that nobody owns keep their content; if not, those that do are free at once."""
+        self._keeps_cached = keeps_cached
+        if not keeps_cached:
+            for page in self._cached:
+                self._forget(page)
+            self._free.extend(self._cached)
+            self._cached.clear()
 
     def drop_content(self) -> None:
         """Forget what every page holds: nothing computed so far will be shared again."""

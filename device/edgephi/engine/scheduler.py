@@ -20,6 +20,7 @@ from collections import deque
 import numpy as np
 
 from edgephi.engine.batch import ScheduledRows
+from edgephi.engine.limits import EngineLimits
 from edgephi.engine.pages import PagePool, page_key
 from edgephi.engine.sequence import SequenceState
 
@@ -31,25 +32,17 @@ class Scheduler:
     A request is admitted only when the pages of its prompt and its longest answer are free, so a running request
     never has to give way. At most one request is prefilling: the next one is admitted when its prompt is done,
     which also lets it share that prompt's pages.
+
+    Attributes:
+        limits: How much it takes on; may be replaced between steps by others whose ``max_running`` is not above the
+            one it was made with.
     """
 
-    def __init__(
-        self,
-        pool: PagePool,
-        *,
-        max_running: int,
-        max_batch_tokens: int,
-        prefill_chunk_tokens: int,
-        mixed_chunk_tokens: int,
-    ) -> None:
-        assert max_batch_tokens >= max_running > 0, "a decode would be left out of a step"
-        assert prefill_chunk_tokens > 0
-        assert mixed_chunk_tokens > 0
+    def __init__(self, pool: PagePool, limits: EngineLimits, *, max_batch_tokens: int) -> None:
+        assert max_batch_tokens >= limits.max_running > 0, "a decode would be left out of a step"
+        self.limits = limits
         self._pool = pool
-        self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._prefill_chunk_tokens = prefill_chunk_tokens
-        self._mixed_chunk_tokens = min(mixed_chunk_tokens, prefill_chunk_tokens)
         self._waiting: deque[SequenceState] = deque()
         self._running: list[SequenceState] = []  # in order of admission
 
@@ -62,6 +55,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Admitted sequences."""
         return len(self._running)
+
+    @property
+    def num_decoding(self) -> int:
+        """Admitted sequences whose prompt is computed."""
+        return sum(not sequence.is_prefilling for sequence in self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -92,8 +90,9 @@ class Scheduler:
         ]
         if prefilling is not None:
             remaining = prefilling.prompt_len - prefilling.num_computed
-            bound = self._mixed_chunk_tokens if scheduled else self._prefill_chunk_tokens
-            chunk = min(remaining, bound, self._max_batch_tokens - len(scheduled))
+            chunk = min(remaining, self.limits.prefill_chunk_tokens, self._max_batch_tokens - len(scheduled))
+            if scheduled:
+                chunk = min(chunk, self.limits.mixed_chunk_tokens)
             scheduled.append(ScheduledRows(prefilling, chunk, is_prefill=True, num_logits=int(chunk == remaining)))
         assert scheduled or not self._waiting, "a waiting request that fits an empty pool was not admitted"
         return tuple(scheduled)
@@ -133,7 +132,7 @@ class Scheduler:
             sequence.num_published += 1
 
     def _can_admit(self) -> bool:
-        if not self._waiting or len(self._running) >= self._max_running:
+        if not self._waiting or len(self._running) >= self.limits.max_running:
             return False
         oldest = self._waiting[0]
         return self._pool.can_allocate(self._pool.pages_for(oldest.max_len), oldest.keys)

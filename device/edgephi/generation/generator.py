@@ -13,6 +13,7 @@ from collections import abc
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from edgephi.engine.limits import EngineLimits
 from edgephi.engine.request import (
     EngineEvent,
     EngineRequest,
@@ -36,6 +37,11 @@ EventSink = Callable[[GenerationEvent], None]
 
 class Loop(Protocol):
     """What generation needs of the engine's step loop; ``edgephi.engine.loop.EngineLoop`` is one."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """How much is taken on at present."""
+        ...
 
     def submit(self, request: EngineRequest, sink: Callable[[EngineEvent], None]) -> None:
         """Start a request; its events go to the sink on the engine's thread, in order, ``Finished`` last."""
@@ -211,9 +217,11 @@ class Generator:
         if not request.request_id:
             found.append(FieldViolation("request_id", "is empty; send an id that is unique among live requests"))
         room = self.context_tokens - len(request.prompt)
-        max_tokens = (
-            request.max_tokens if request.max_tokens is not None else max(min(room, self._default_max_tokens), 1)
-        )
+        max_tokens = request.max_tokens
+        if max_tokens is None:
+            # Not more than would be taken on now: who names no limit should not be refused for one.
+            room_now = self._loop.limits.max_request_tokens - len(request.prompt)
+            max_tokens = max(min(room, room_now, self._default_max_tokens), 1)
         if max_tokens < 1:
             found.append(FieldViolation("max_tokens", f"is {max_tokens}; must be at least 1, or unset for the default"))
         elif max_tokens > room:

@@ -1,1 +1,1 @@
-"""The device: what it is (``probe``), and which instruction-set levels it can run (``isa``)."""
+"""The device: what it is (``probe``), what it runs (``isa``), what it allows (``memory_limits``), what it takes on."""

@@ -2,7 +2,8 @@
 Memory and CPU limits of the control groups this process is in.
 
 Owns the walk over control groups of version 1, version 2 and both at once. A group's own file does not tell
-the limit: any ancestor may have a smaller one, so the limit is the smallest on the way up.
+the limit: any ancestor may have a smaller one, so the limit is the smallest on the way up. What a container's own
+namespace hides cannot be read; version 1 tells it in memory.stat, version 2 does not.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgephi.profile.kernelfile import parse_int, read_int, read_text
+from edgephi.profile.kernelfile import MAX_CPUS, MAX_MEMORY_BYTES, parse_int, read_counts, read_int, read_text
 
-# Version 1 writes "no limit" as the largest page-aligned number, which differs between page sizes.
-UNLIMITED_BYTES = 1 << 60
+MAX_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,22 @@ class CgroupLimits:
 
     memory_bytes: int | None
     cpu_cores: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """
+    One control group on the way up from this process.
+
+    Attributes:
+        folder: Where its files are.
+        is_v2: Whether they are those of version 2.
+        is_own: Whether the process is in this group itself rather than below it.
+    """
+
+    folder: Path
+    is_v2: bool
+    is_own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +70,8 @@ def read_limits(root: Path) -> CgroupLimits:
     Args:
         root: Folder that holds ``proc`` and ``sys``; ``/`` on a real machine.
     """
-    memory: list[int] = []
-    cores: list[float] = []
-    mounts = list(_mounts(root))
-    for controllers, group in _memberships(root):
-        for mount in mounts:
-            if mount.controllers is None and controllers is None:
-                for folder in _ancestors(mount, group):
-                    memory += _bytes_of(folder / "memory.max") + _bytes_of(folder / "memory.high")
-                    cores += _quota_v2(folder)
-            elif mount.controllers is not None and controllers is not None and mount.controllers & controllers:
-                for folder in _ancestors(mount, group):
-                    if "memory" in controllers:
-                        memory += _bytes_of(folder / "memory.limit_in_bytes")
-                    if "cpu" in controllers:
-                        cores += _quota_v1(folder)
+    memory = [limit for group in groups(root, "memory") for limit in _memory_limits(group)]
+    cores = [quota for group in groups(root, "cpu") for quota in _quota(group)]
     return CgroupLimits(min(memory, default=None), min(cores, default=None))
 
 
@@ -82,43 +85,96 @@ def read_available_memory(root: Path) -> int | None:
     Args:
         root: Folder that holds ``proc`` and ``sys``; ``/`` on a real machine.
     """
-    found: list[int] = []
+    return min((left for group in groups(root, "memory") for left in _memory_left(group)), default=None)
+
+
+def groups(root: Path, controller: str) -> Iterator[Group]:
+    """
+    Yield the groups that may limit this process, from its own upwards, as far as they can be seen.
+
+    Args:
+        root: Folder that holds ``proc`` and ``sys``; ``/`` on a real machine.
+        controller: ``memory`` or ``cpu``. Every group of version 2 is given, whether or not the controller is on.
+    """
     mounts = list(_mounts(root))
-    for controllers, group in _memberships(root):
-        for mount in mounts:
-            if mount.controllers is None and controllers is None:
-                for folder in _ancestors(mount, group):
-                    limits = _bytes_of(folder / "memory.max") + _bytes_of(folder / "memory.high")
-                    found += _left(limits, folder / "memory.current", folder / "memory.stat", "")
-            elif (
-                mount.controllers is not None
-                and controllers is not None
-                and "memory" in mount.controllers & controllers
-            ):
-                for folder in _ancestors(mount, group):
-                    limits = _bytes_of(folder / "memory.limit_in_bytes")
-                    found += _left(limits, folder / "memory.usage_in_bytes", folder / "memory.stat", "total_")
-    return min(found, default=None)
+    for controllers, path in _memberships(root):
+        if controllers is not None and controller not in controllers:
+            continue
+        fitting = [
+            mount
+            for mount in mounts
+            if (controllers is None and mount.controllers is None)
+            or (controllers is not None and mount.controllers is not None and controller in mount.controllers)
+        ]
+        # Other parts of the hierarchy may be mounted too, such as the host's inside a container that watches it.
+        above = [mount for mount in fitting if path.is_relative_to(mount.subtree)]
+        for mount in above or fitting:
+            yield from _upwards(mount, path, stops_at_flat=controllers is not None and controller == "memory")
 
 
-def _left(limits: list[int], usage: Path, statistics: Path, prefix: str) -> list[int]:
-    """Return the smallest limit less what is used and not page cache; nothing where there is no limit."""
+def group_memory_bytes(group: Group) -> int | None:
+    """Return the bytes that are charged to a group and those below it, page cache included, or None."""
+    value = read_int(group.folder / ("memory.current" if group.is_v2 else "memory.usage_in_bytes"))
+    return value if value is not None and 0 <= value < MAX_MEMORY_BYTES else None
+
+
+def _upwards(mount: _Mount, path: PurePosixPath, *, stops_at_flat: bool) -> Iterator[Group]:
+    """Yield the group at ``path`` and each one above it that is visible, up to the mount point."""
+    # A group outside the visible subtree shows as "/.." in its own namespace; only the mount point can be read then.
+    below = path.relative_to(mount.subtree) if path.is_relative_to(mount.subtree) else PurePosixPath()
+    if ".." in below.parts:
+        below = PurePosixPath()
+    is_v2 = mount.controllers is None
+    folder = mount.point.joinpath(*below.parts)
+    yield Group(folder, is_v2, is_own=True)
+    while folder != mount.point:
+        folder = folder.parent
+        # Kernels before 5.11 can leave the groups below uncounted, and then this one's limit is not theirs.
+        if stops_at_flat and read_int(folder / "memory.use_hierarchy") == 0:
+            return
+        yield Group(folder, is_v2, is_own=False)
+
+
+def _memory_limits(group: Group) -> list[int]:
+    """Return the limits a group's files hold; nothing for "max", absurd numbers and absent files."""
+    if group.is_v2:
+        found = [read_int(group.folder / name) for name in ("memory.max", "memory.high")]
+    else:
+        found = [read_int(group.folder / "memory.limit_in_bytes")]
+        if group.is_own:  # the smallest of all ancestors, also of those that a container does not show
+            found.append(read_counts(group.folder / "memory.stat").get("hierarchical_memory_limit"))
+    return [limit for limit in found if limit is not None and 0 < limit < MAX_MEMORY_BYTES]
+
+
+def _memory_left(group: Group) -> list[int]:
+    """Return the smallest limit of a group less what is used and not page cache; nothing where there is no limit."""
+    limits = _memory_limits(group)
     if not limits:
         return []
-    cache = 0
-    for line in (read_text(statistics) or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name in (f"{prefix}active_file", f"{prefix}inactive_file"):
-            cache += max(parse_int(value) or 0, 0)
-    used = max((read_int(usage) or 0) - cache, 0)
+    statistics, prefix = read_counts(group.folder / "memory.stat"), "" if group.is_v2 else "total_"
+    cache = sum(statistics.get(f"{prefix}{name}", 0) for name in ("active_file", "inactive_file"))
+    used = max((group_memory_bytes(group) or 0) - cache, 0)
     return [max(min(limits) - used, 0)]
+
+
+def _quota(group: Group) -> list[float]:
+    """Return the CPU quota of a group in cores; nothing where it has none."""
+    if group.is_v2:
+        words = (read_text(group.folder / "cpu.max") or "").split()
+        quota_us, period_us = (parse_int(words[0]), parse_int(words[1])) if len(words) == 2 else (None, None)
+    else:
+        quota_us = read_int(group.folder / "cpu.cfs_quota_us")
+        period_us = read_int(group.folder / "cpu.cfs_period_us")
+    if quota_us is None or period_us is None or quota_us <= 0 or period_us <= 0:
+        return []
+    return [quota_us / period_us] if quota_us / period_us <= MAX_CPUS else []
 
 
 def _memberships(root: Path) -> Iterator[tuple[frozenset[str] | None, PurePosixPath]]:
     """Yield (controllers, group) of each hierarchy; controllers are None for version 2."""
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         parts = line.split(":", 2)
-        if len(parts) == 3 and parts[2].startswith("/"):
+        if len(parts) == 3 and parts[2].startswith("/") and len(parts[2]) <= MAX_PATH:
             controllers = None if parts[0] == "0" and not parts[1] else frozenset(parts[1].split(","))
             yield controllers, PurePosixPath(parts[2])
 
@@ -138,37 +194,3 @@ def _unescape(path: str) -> str:
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, character)
     return path
-
-
-def _ancestors(mount: _Mount, group: PurePosixPath) -> Iterator[Path]:
-    """Yield the group's folder and each one above it that is visible, up to the mount point."""
-    # A group outside the visible subtree shows as "/.." in its own namespace; only the mount point can be read then.
-    below = group.relative_to(mount.subtree) if group.is_relative_to(mount.subtree) else PurePosixPath()
-    if ".." in below.parts:
-        below = PurePosixPath()
-    folder = mount.point.joinpath(*below.parts)
-    while folder != mount.point:
-        yield folder
-        folder = folder.parent
-    yield mount.point
-
-
-def _bytes_of(path: Path) -> list[int]:
-    """Return the limit a file holds, or nothing for "max", absurd numbers and absent files."""
-    value = read_int(path)
-    return [value] if value is not None and 0 < value < UNLIMITED_BYTES else []
-
-
-def _quota_v2(folder: Path) -> list[float]:
-    words = (read_text(folder / "cpu.max") or "").split()
-    return _cores(parse_int(words[0]), parse_int(words[1])) if len(words) == 2 else []
-
-
-def _quota_v1(folder: Path) -> list[float]:
-    return _cores(read_int(folder / "cpu.cfs_quota_us"), read_int(folder / "cpu.cfs_period_us"))
-
-
-def _cores(quota_us: int | None, period_us: int | None) -> list[float]:
-    if quota_us is None or period_us is None or quota_us <= 0 or period_us <= 0:
-        return []
-    return [quota_us / period_us]

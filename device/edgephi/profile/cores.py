@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgephi.profile.kernelfile import parse_cpu_list, parse_int, read_int, read_text
+from edgephi.profile.kernelfile import MAX_CPUS, parse_cpu_list, parse_hex, parse_int, read_int, read_name, read_text
 
 # (CPU implementer, CPU part) of /proc/cpuinfo. Source: Arm's MIDR_EL1 values in each core's reference manual.
 CORE_NAMES: Mapping[tuple[int, int], str] = MappingProxyType(
@@ -66,6 +66,7 @@ class CoreCluster:
         governor: Frequency governor of the first of them, or None.
         capacity: Speed of each as the kernel measured it, 1024 being the machine's fastest, or None.
         smt: The groups of CPUs that share one physical core; empty where each has its own.
+        limit_mhz: Highest frequency that the power mode or cooling allowed when read; None where not told.
     """
 
     cpus: tuple[int, ...]
@@ -74,6 +75,7 @@ class CoreCluster:
     governor: str | None
     capacity: int | None = None
     smt: tuple[tuple[int, ...], ...] = ()
+    limit_mhz: int | None = None
 
     @property
     def is_in_order(self) -> bool:
@@ -96,15 +98,18 @@ def read_clusters(root: Path) -> tuple[CoreCluster, ...]:
     online = parse_cpu_list(read_text(folder / "online") or "") or tuple(sorted(designs))
     groups: dict[tuple[int | None, int | None, str | None], list[int]] = {}
     for cpu in online:
-        groups.setdefault((_capacity(folder, cpu), _max_mhz(folder, cpu), designs.get(cpu)), []).append(cpu)
+        groups.setdefault(
+            (_capacity(folder, cpu), read_mhz(folder / f"cpu{cpu}/cpufreq/cpuinfo_max_freq"), designs.get(cpu)), []
+        ).append(cpu)
     clusters = [
         CoreCluster(
             tuple(cpus),
             mhz,
             core,
-            read_text(folder / f"cpu{cpus[0]}/cpufreq/scaling_governor"),
+            read_name(folder / f"cpu{cpus[0]}/cpufreq/scaling_governor"),
             capacity,
             _smt(folder, cpus),
+            read_mhz(folder / f"cpu{cpus[0]}/cpufreq/scaling_max_freq"),
         )
         for (capacity, mhz, core), cpus in groups.items()
     ]
@@ -127,8 +132,9 @@ def _smt(folder: Path, cpus: list[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(groups))
 
 
-def _max_mhz(folder: Path, cpu: int) -> int | None:
-    khz = read_int(folder / f"cpu{cpu}/cpufreq/cpuinfo_max_freq")
+def read_mhz(path: Path) -> int | None:
+    """Return the frequency a file of /sys holds in kHz, in whole MHz; None where it is absent or absurd."""
+    khz = read_int(path)
     mhz = khz // 1000 if khz is not None else 0
     return mhz if 0 < mhz <= MAX_SANE_MHZ else None
 
@@ -141,18 +147,12 @@ def _designs(cpuinfo: str) -> dict[int, str | None]:
     for line in cpuinfo.splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name == "processor":
-            cpu, implementer = parse_int(value), None
+            number, implementer = parse_int(value), None
+            cpu = number if number is not None and 0 <= number < MAX_CPUS else None
             if cpu is not None:
                 found[cpu] = None
         elif name == "CPU implementer":
-            implementer = _hex(value)
+            implementer = parse_hex(value)
         elif name == "CPU part" and cpu is not None and implementer is not None:
-            found[cpu] = CORE_NAMES.get((implementer, _hex(value) or 0))
+            found[cpu] = CORE_NAMES.get((implementer, parse_hex(value) or 0))
     return found
-
-
-def _hex(text: str) -> int | None:
-    try:
-        return int(text, 16)
-    except ValueError:
-        return None

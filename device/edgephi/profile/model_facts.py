@@ -33,6 +33,7 @@ class ModelFacts:
         num_heads: Query heads.
         head_dim: Elements of a head.
         num_layers: Decoder layers.
+        window_tokens: Most tokens a row attends to (sliding-window attention); None for all of them.
     """
 
     name: str
@@ -50,3 +51,9 @@ class ModelFacts:
     num_heads: int
     head_dim: int
     num_layers: int
+    window_tokens: int | None = None
+
+    @property
+    def step_macs_per_token(self) -> int:
+        """Multiplications of a token whose logits are wanted: all matrices and the output projection."""
+        return self.macs_per_token + self.vocab_size * self.hidden_size

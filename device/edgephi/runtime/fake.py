@@ -118,6 +118,10 @@ class FakeBackend:
         self._asked = frozenset(batch.slots[batch.logit_rows].tolist())
         return self._logits
 
+    def release_pages(self, pages: Sequence[int]) -> None:
+        """Forget what pages hold; reading a slot of theirs before it is written is then an error."""
+        self._tokens.reshape(-1, self._spec.page_size)[list(pages)] = _EMPTY
+
     def close(self) -> None:
         """Make later forwards fail. Calling it again does nothing."""
         self._is_closed = True

@@ -19,8 +19,8 @@ from edgephi.errors import ConfigError, FieldViolation, InsufficientMemory, Inva
 from edgephi.profile.cgroup import read_available_memory, read_limits
 from edgephi.profile.cores import read_clusters
 from edgephi.profile.probe import read_memory
+from edgephi.profile.threads import ThreadPlan, choose_threads
 from edgephi.runtime.bundles import ensure_bundle, host_options
-from edgephi.runtime.threads import ThreadPlan, choose_threads
 
 if TYPE_CHECKING:
     from edgephi.runtime.tvm_backend import TvmBackend
@@ -42,7 +42,7 @@ class RuntimeOptions:
         kv_tokens: Tokens of keys and values kept for all streams together; when None, four contexts but at most
             4096 tokens, and at least one context.
         threads: Threads that compute, at most the cores this process may use. When None, chosen for the model and the
-            machine by :func:`edgephi.runtime.threads.choose_threads`.
+            machine by :func:`edgephi.profile.threads.choose_threads`.
     """
 
     level: str | None = None

@@ -6,10 +6,13 @@ Owns the page tensors and the worker threads. Loads TVM in its runtime-only mode
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import mmap
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ from edgephi.artifact.bundle import (
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch, I32Array
 from edgephi.errors import BundleInvalid, CpuUnsupported, EngineFailed, InsufficientMemory
 from edgephi.profile.isa import host_arch, host_features
-from edgephi.runtime.threads import ThreadPlan, apply_to_this_thread
+from edgephi.profile.threads import ThreadPlan
+from edgephi.runtime.threads import apply_to_this_thread
 from edgephi.runtime.tvm_runtime import VirtualMachine, tvm, tvm_ffi
 
 
@@ -79,7 +83,7 @@ class TvmBackend:
         # All but the embedding table, of which a step takes a row a token.
         self._step_weight_bytes = sum(p.nbytes for p in bundle.parameters if not p.name.startswith("transformer.embd."))
         shape = (bundle.num_layers, bundle.num_kv_heads, num_pages, bundle.page_elements)
-        self._pages = _zeros(shape, bundle.kv_dtype)
+        self._page_memory, self._pages = _zeros(shape, bundle.kv_dtype)
         self._pages_tensor = tvm_ffi.from_dlpack(self._pages)
 
     @property
@@ -117,7 +121,8 @@ class TvmBackend:
         if self._forward is None:
             raise EngineFailed("the backend is closed")
         arrays = (
-            batch.tokens, batch.positions, batch.slots, batch.row_start, batch.block_table, batch.logit_rows,
+            batch.tokens, batch.positions, batch.slots, batch.row_start, batch.block_table,
+            _padded_rows(batch.logit_rows, self._spec.max_batch_tokens),
         )  # fmt: skip
         self._configure_threads()
         try:
@@ -126,7 +131,47 @@ class TvmBackend:
             result: F32Array = np.asarray(np.from_dlpack(logits), dtype=np.float32)
         except (RuntimeError, ValueError, TypeError) as error:
             raise EngineFailed(f"the compiled forward failed: {error}") from error
-        return result
+        return result[: len(batch.logit_rows)]
+
+    def use_threads(self, count: int) -> None:
+        """Compute with *count* threads from the next call on, at most as many as the process has cores."""
+        self._threads = dataclasses.replace(self._threads, count=count)
+        self._configured_thread = None
+
+    def fill_pages(self) -> None:
+        """
+        Copy page 0 to all others, so that measurements read memory as a server's pages are.
+
+        Pages that were never written are one page of zeros to the system, always in the cache.
+        """
+        self._pages[:, :, 1:] = self._pages[:, :, :1]
+
+    def release_pages(self, pages: Sequence[int]) -> None:
+        """
+        Give memory back to the system, as far as that is possible; what these pages held is lost.
+
+        A page is a few kilobytes in each head of each layer. Between two heads lie the other pages, so only runs of
+        neighbours fill pages of the system, and those at the ends of a run stay.
+
+        Args:
+            pages: Ids of pages, ascending, whose slots will be written before they are read again.
+        """
+        if self._page_memory is None or not pages:
+            return
+        num_layers, num_heads, num_pages, page_elements = self._pages.shape
+        page_bytes = page_elements * self._pages.itemsize
+        strips = range(num_layers * num_heads)
+        if len(pages) == num_pages:  # one strip of all
+            strips, page_bytes, runs = range(1), self._pages.nbytes // num_pages, [(0, num_pages)]
+        else:
+            runs = _runs(pages)
+        for first, end in runs:
+            for strip in strips:
+                start = -(-(strip * num_pages + first) * page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+                length = (strip * num_pages + end) * page_bytes // mmap.PAGESIZE * mmap.PAGESIZE - start
+                if length > 0:
+                    with contextlib.suppress(OSError):  # locked memory cannot be given back
+                        self._page_memory.madvise(mmap.MADV_DONTNEED, start, length)
 
     def _configure_threads(self) -> None:
         """Set which threads compute. TVM has a pool of workers for each thread that calls it, so each is told."""
@@ -144,6 +189,7 @@ class TvmBackend:
         self._parameters = None
         self._weights = np.zeros(0, dtype=np.uint8)
         self._pages_tensor = None
+        self._page_memory = None
         self._pages = np.zeros(0, dtype=np.float32)
 
 
@@ -228,8 +274,8 @@ def _map_weights(folder: Path, bundle: Bundle) -> tuple[npt.NDArray[np.uint8], A
     return whole, tvm_ffi.convert(tensors)
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[np.generic]:
-    """Return zeros in memory of their own, page-aligned; the system commits each page when it is first touched."""
+def _zeros(shape: tuple[int, ...], dtype: str) -> tuple[mmap.mmap | None, npt.NDArray[np.generic]]:
+    """Return memory and zeros in it, page-aligned; the system commits each page when it is first touched."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -238,7 +284,27 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[np.generic]:
             f"{size / 2**20:.0f} MiB for {shape[2]} pages of keys and values cannot be allocated ({error.strerror}); "
             "ask for fewer tokens"
         ) from error
-    return np.frombuffer(memory, dtype=dtype).reshape(shape)
+    return memory, np.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
+def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (first, behind the last) of each run of neighbours in ascending ids."""
+    ids = np.asarray(pages)
+    cuts = np.flatnonzero(np.diff(ids) > 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts)]
+
+
+def _padded_rows(rows: I32Array, most: int) -> I32Array:
+    """
+    Return *rows* repeated up to a power of two, at most *most*.
+
+    TVM keeps a buffer of logits for each number of rows that ever occurred, and never gives it back; guessed tokens
+    would make it keep tens of sizes (edgephi.profile.memory counts on powers of two).
+    """
+    if len(rows) < 2:
+        return rows
+    count = min(1 << (len(rows) - 1).bit_length(), most)
+    return np.resize(rows, count)
 
 
 def _aligned(array: I32Array) -> I32Array:

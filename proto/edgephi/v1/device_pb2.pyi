@@ -59,7 +59,7 @@ class _KvDtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KvDtype.Value
     KV_DTYPE_UNSPECIFIED: _KvDtype.ValueType  # 0
     """Not given, or the engine has no such store."""
     KV_DTYPE_INT8: _KvDtype.ValueType  # 1
-    """8-bit integers with one 32-bit scale per token and head."""
+    """8-bit integers with one 16-bit scale per token and head."""
     KV_DTYPE_FLOAT16: _KvDtype.ValueType  # 2
     """16-bit floating point."""
     KV_DTYPE_FLOAT32: _KvDtype.ValueType  # 3
@@ -71,7 +71,7 @@ class KvDtype(_KvDtype, metaclass=_KvDtypeEnumTypeWrapper):
 KV_DTYPE_UNSPECIFIED: KvDtype.ValueType  # 0
 """Not given, or the engine has no such store."""
 KV_DTYPE_INT8: KvDtype.ValueType  # 1
-"""8-bit integers with one 32-bit scale per token and head."""
+"""8-bit integers with one 16-bit scale per token and head."""
 KV_DTYPE_FLOAT16: KvDtype.ValueType  # 2
 """16-bit floating point."""
 KV_DTYPE_FLOAT32: KvDtype.ValueType  # 3
@@ -386,6 +386,11 @@ class Plan(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     BINDING_LIMIT_FIELD_NUMBER: _builtins.int
     REMEDIES_FIELD_NUMBER: _builtins.int
+    IS_FEASIBLE_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     kind: Global___PlanKind.ValueType
     """Where its numbers come from."""
     context_tokens: _builtins.int
@@ -414,6 +419,16 @@ class Plan(_message.Message):
     """Whether the expected speed reaches the floor. Absent: no floor, or nothing predicted."""
     binding_limit: Global___BindingLimit.ValueType
     """What keeps the plan from being larger."""
+    is_feasible: _builtins.bool
+    """Whether floor and budget are kept as asked. Absent: nothing was planned. A server with an infeasible plan runs
+    because its operator accepted the speed that is predicted.
+    """
+    missing: _builtins.str
+    """What is missing for a feasible plan, with the value and the limit, for people. Absent: nothing is."""
+    device: _builtins.str
+    """Device it was made for, such as "raspberry-pi-5-8gb". Absent: nothing was planned."""
+    quantization: _builtins.str
+    """Format of the weights, such as "q4f16_1". Absent: nothing was planned."""
     @_builtins.property
     def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Cores those threads are bound to, as the kernel counts them. Empty: not bound."""
@@ -429,6 +444,10 @@ class Plan(_message.Message):
     @_builtins.property
     def remedies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Remedy]:
         """What an operator could change, most useful first. Empty: nothing is suggested."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a person should know besides. Empty: nothing."""
 
     def __init__(
         self,
@@ -450,29 +469,50 @@ class Plan(_message.Message):
         memory: Global___PlanMemory | None = ...,
         binding_limit: Global___BindingLimit.ValueType = ...,
         remedies: _abc.Iterable[Global___Remedy] | None = ...,
+        is_feasible: _builtins.bool | None = ...,
+        missing: _builtins.str | None = ...,
+        device: _builtins.str | None = ...,
+        quantization: _builtins.str | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second", "_meets_floor", b"_meets_floor", "_num_threads", b"_num_threads", "floor_tokens_per_second", b"floor_tokens_per_second", "meets_floor", b"meets_floor", "memory", b"memory", "num_threads", b"num_threads", "predicted", b"predicted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device", b"_device", "_floor_tokens_per_second", b"_floor_tokens_per_second", "_is_feasible", b"_is_feasible", "_meets_floor", b"_meets_floor", "_missing", b"_missing", "_num_threads", b"_num_threads", "_quantization", b"_quantization", "device", b"device", "floor_tokens_per_second", b"floor_tokens_per_second", "is_feasible", b"is_feasible", "meets_floor", b"meets_floor", "memory", b"memory", "missing", b"missing", "num_threads", b"num_threads", "predicted", b"predicted", "quantization", b"quantization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second", "_meets_floor", b"_meets_floor", "_num_threads", b"_num_threads", "binding_limit", b"binding_limit", "context_tokens", b"context_tokens", "cpus", b"cpus", "default_max_tokens", b"default_max_tokens", "floor_tokens_per_second", b"floor_tokens_per_second", "kind", b"kind", "kv_dtype", b"kv_dtype", "max_running", b"max_running", "meets_floor", b"meets_floor", "memory", b"memory", "mixed_chunk_tokens", b"mixed_chunk_tokens", "num_pages", b"num_pages", "num_threads", b"num_threads", "page_tokens", b"page_tokens", "predicted", b"predicted", "prefill_chunk_tokens", b"prefill_chunk_tokens", "remedies", b"remedies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device", b"_device", "_floor_tokens_per_second", b"_floor_tokens_per_second", "_is_feasible", b"_is_feasible", "_meets_floor", b"_meets_floor", "_missing", b"_missing", "_num_threads", b"_num_threads", "_quantization", b"_quantization", "binding_limit", b"binding_limit", "context_tokens", b"context_tokens", "cpus", b"cpus", "default_max_tokens", b"default_max_tokens", "device", b"device", "floor_tokens_per_second", b"floor_tokens_per_second", "is_feasible", b"is_feasible", "kind", b"kind", "kv_dtype", b"kv_dtype", "max_running", b"max_running", "meets_floor", b"meets_floor", "memory", b"memory", "missing", b"missing", "mixed_chunk_tokens", b"mixed_chunk_tokens", "notes", b"notes", "num_pages", b"num_pages", "num_threads", b"num_threads", "page_tokens", b"page_tokens", "predicted", b"predicted", "prefill_chunk_tokens", b"prefill_chunk_tokens", "quantization", b"quantization", "remedies", b"remedies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__device: _TypeAlias = _typing.Literal["device"]  # noqa: Y015
+    _WhichOneofArgType__device: _TypeAlias = _typing.Literal["_device", b"_device"]  # noqa: Y015
     _WhichOneofReturnType__floor_tokens_per_second: _TypeAlias = _typing.Literal["floor_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__floor_tokens_per_second: _TypeAlias = _typing.Literal["_floor_tokens_per_second", b"_floor_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__is_feasible: _TypeAlias = _typing.Literal["is_feasible"]  # noqa: Y015
+    _WhichOneofArgType__is_feasible: _TypeAlias = _typing.Literal["_is_feasible", b"_is_feasible"]  # noqa: Y015
     _WhichOneofReturnType__meets_floor: _TypeAlias = _typing.Literal["meets_floor"]  # noqa: Y015
     _WhichOneofArgType__meets_floor: _TypeAlias = _typing.Literal["_meets_floor", b"_meets_floor"]  # noqa: Y015
+    _WhichOneofReturnType__missing: _TypeAlias = _typing.Literal["missing"]  # noqa: Y015
+    _WhichOneofArgType__missing: _TypeAlias = _typing.Literal["_missing", b"_missing"]  # noqa: Y015
     _WhichOneofReturnType__num_threads: _TypeAlias = _typing.Literal["num_threads"]  # noqa: Y015
     _WhichOneofArgType__num_threads: _TypeAlias = _typing.Literal["_num_threads", b"_num_threads"]  # noqa: Y015
+    _WhichOneofReturnType__quantization: _TypeAlias = _typing.Literal["quantization"]  # noqa: Y015
+    _WhichOneofArgType__quantization: _TypeAlias = _typing.Literal["_quantization", b"_quantization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device) -> _WhichOneofReturnType__device | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__floor_tokens_per_second) -> _WhichOneofReturnType__floor_tokens_per_second | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_feasible) -> _WhichOneofReturnType__is_feasible | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__meets_floor) -> _WhichOneofReturnType__meets_floor | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing) -> _WhichOneofReturnType__missing | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_threads) -> _WhichOneofReturnType__num_threads | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quantization) -> _WhichOneofReturnType__quantization | None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
 class PredictedSpeed(_message.Message):
-    """Expected speed of one request that runs alone, in tokens per second."""
+    """Expected speed of one request that runs alone, and of each where as many as planned run, in tokens per second."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -480,14 +520,23 @@ class PredictedSpeed(_message.Message):
     DECODE_FULL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     BANDWIDTH_GBPS_FIELD_NUMBER: _builtins.int
+    EACH_EMPTY_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    EACH_FULL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     decode_empty_tokens_per_second: _builtins.float
-    """Decoding with an empty context."""
+    """Decoding with an empty context, alone."""
     decode_full_tokens_per_second: _builtins.float
-    """Decoding with the whole context filled."""
+    """Decoding with the whole context filled, alone."""
     prefill_tokens_per_second: _builtins.float
     """Computing the prompt."""
     bandwidth_gbps: _builtins.float
     """Effective memory bandwidth the prediction rests on, in 10^9 bytes per second."""
+    each_empty_tokens_per_second: _builtins.float
+    """Each of Plan.max_running requests, decoding with empty contexts."""
+    each_full_tokens_per_second: _builtins.float
+    """Each of them, all with the whole context filled. The floor is held against this."""
+    time_to_first_token_seconds: _builtins.float
+    """Seconds to the first token of a prompt of 512 tokens, or of the whole context if that is less."""
     def __init__(
         self,
         *,
@@ -495,10 +544,13 @@ class PredictedSpeed(_message.Message):
         decode_full_tokens_per_second: _builtins.float | None = ...,
         prefill_tokens_per_second: _builtins.float | None = ...,
         bandwidth_gbps: _builtins.float | None = ...,
+        each_empty_tokens_per_second: _builtins.float | None = ...,
+        each_full_tokens_per_second: _builtins.float | None = ...,
+        time_to_first_token_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_gbps", b"_bandwidth_gbps", "_decode_empty_tokens_per_second", b"_decode_empty_tokens_per_second", "_decode_full_tokens_per_second", b"_decode_full_tokens_per_second", "_prefill_tokens_per_second", b"_prefill_tokens_per_second", "bandwidth_gbps", b"bandwidth_gbps", "decode_empty_tokens_per_second", b"decode_empty_tokens_per_second", "decode_full_tokens_per_second", b"decode_full_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_gbps", b"_bandwidth_gbps", "_decode_empty_tokens_per_second", b"_decode_empty_tokens_per_second", "_decode_full_tokens_per_second", b"_decode_full_tokens_per_second", "_each_empty_tokens_per_second", b"_each_empty_tokens_per_second", "_each_full_tokens_per_second", b"_each_full_tokens_per_second", "_prefill_tokens_per_second", b"_prefill_tokens_per_second", "_time_to_first_token_seconds", b"_time_to_first_token_seconds", "bandwidth_gbps", b"bandwidth_gbps", "decode_empty_tokens_per_second", b"decode_empty_tokens_per_second", "decode_full_tokens_per_second", b"decode_full_tokens_per_second", "each_empty_tokens_per_second", b"each_empty_tokens_per_second", "each_full_tokens_per_second", b"each_full_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_gbps", b"_bandwidth_gbps", "_decode_empty_tokens_per_second", b"_decode_empty_tokens_per_second", "_decode_full_tokens_per_second", b"_decode_full_tokens_per_second", "_prefill_tokens_per_second", b"_prefill_tokens_per_second", "bandwidth_gbps", b"bandwidth_gbps", "decode_empty_tokens_per_second", b"decode_empty_tokens_per_second", "decode_full_tokens_per_second", b"decode_full_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_gbps", b"_bandwidth_gbps", "_decode_empty_tokens_per_second", b"_decode_empty_tokens_per_second", "_decode_full_tokens_per_second", b"_decode_full_tokens_per_second", "_each_empty_tokens_per_second", b"_each_empty_tokens_per_second", "_each_full_tokens_per_second", b"_each_full_tokens_per_second", "_prefill_tokens_per_second", b"_prefill_tokens_per_second", "_time_to_first_token_seconds", b"_time_to_first_token_seconds", "bandwidth_gbps", b"bandwidth_gbps", "decode_empty_tokens_per_second", b"decode_empty_tokens_per_second", "decode_full_tokens_per_second", b"decode_full_tokens_per_second", "each_empty_tokens_per_second", b"each_empty_tokens_per_second", "each_full_tokens_per_second", b"each_full_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second", "time_to_first_token_seconds", b"time_to_first_token_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bandwidth_gbps: _TypeAlias = _typing.Literal["bandwidth_gbps"]  # noqa: Y015
     _WhichOneofArgType__bandwidth_gbps: _TypeAlias = _typing.Literal["_bandwidth_gbps", b"_bandwidth_gbps"]  # noqa: Y015
@@ -506,8 +558,14 @@ class PredictedSpeed(_message.Message):
     _WhichOneofArgType__decode_empty_tokens_per_second: _TypeAlias = _typing.Literal["_decode_empty_tokens_per_second", b"_decode_empty_tokens_per_second"]  # noqa: Y015
     _WhichOneofReturnType__decode_full_tokens_per_second: _TypeAlias = _typing.Literal["decode_full_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__decode_full_tokens_per_second: _TypeAlias = _typing.Literal["_decode_full_tokens_per_second", b"_decode_full_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__each_empty_tokens_per_second: _TypeAlias = _typing.Literal["each_empty_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__each_empty_tokens_per_second: _TypeAlias = _typing.Literal["_each_empty_tokens_per_second", b"_each_empty_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__each_full_tokens_per_second: _TypeAlias = _typing.Literal["each_full_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__each_full_tokens_per_second: _TypeAlias = _typing.Literal["_each_full_tokens_per_second", b"_each_full_tokens_per_second"]  # noqa: Y015
     _WhichOneofReturnType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["prefill_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__time_to_first_token_seconds: _TypeAlias = _typing.Literal["time_to_first_token_seconds"]  # noqa: Y015
+    _WhichOneofArgType__time_to_first_token_seconds: _TypeAlias = _typing.Literal["_time_to_first_token_seconds", b"_time_to_first_token_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_gbps) -> _WhichOneofReturnType__bandwidth_gbps | None: ...
     @_typing.overload
@@ -515,7 +573,13 @@ class PredictedSpeed(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decode_full_tokens_per_second) -> _WhichOneofReturnType__decode_full_tokens_per_second | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__each_empty_tokens_per_second) -> _WhichOneofReturnType__each_empty_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__each_full_tokens_per_second) -> _WhichOneofReturnType__each_full_tokens_per_second | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_tokens_per_second) -> _WhichOneofReturnType__prefill_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_to_first_token_seconds) -> _WhichOneofReturnType__time_to_first_token_seconds | None: ...
 
 Global___PredictedSpeed: _TypeAlias = PredictedSpeed  # noqa: Y015
 
@@ -531,6 +595,7 @@ class PlanMemory(_message.Message):
     PROCESS_BYTES_FIELD_NUMBER: _builtins.int
     RESERVE_BYTES_FIELD_NUMBER: _builtins.int
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Packed weights."""
     kv_bytes: _builtins.int
@@ -543,6 +608,8 @@ class PlanMemory(_message.Message):
     """Kept free on purpose."""
     budget_bytes: _builtins.int
     """What all of these together may reach."""
+    peak_bytes: _builtins.int
+    """Expected in RAM at most: all of the above but reserve and budget."""
     def __init__(
         self,
         *,
@@ -552,15 +619,18 @@ class PlanMemory(_message.Message):
         process_bytes: _builtins.int | None = ...,
         reserve_bytes: _builtins.int | None = ...,
         budget_bytes: _builtins.int | None = ...,
+        peak_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "_kv_bytes", b"_kv_bytes", "_process_bytes", b"_process_bytes", "_reserve_bytes", b"_reserve_bytes", "_weights_bytes", b"_weights_bytes", "_workspace_bytes", b"_workspace_bytes", "budget_bytes", b"budget_bytes", "kv_bytes", b"kv_bytes", "process_bytes", b"process_bytes", "reserve_bytes", b"reserve_bytes", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "_kv_bytes", b"_kv_bytes", "_peak_bytes", b"_peak_bytes", "_process_bytes", b"_process_bytes", "_reserve_bytes", b"_reserve_bytes", "_weights_bytes", b"_weights_bytes", "_workspace_bytes", b"_workspace_bytes", "budget_bytes", b"budget_bytes", "kv_bytes", b"kv_bytes", "peak_bytes", b"peak_bytes", "process_bytes", b"process_bytes", "reserve_bytes", b"reserve_bytes", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "_kv_bytes", b"_kv_bytes", "_process_bytes", b"_process_bytes", "_reserve_bytes", b"_reserve_bytes", "_weights_bytes", b"_weights_bytes", "_workspace_bytes", b"_workspace_bytes", "budget_bytes", b"budget_bytes", "kv_bytes", b"kv_bytes", "process_bytes", b"process_bytes", "reserve_bytes", b"reserve_bytes", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "_kv_bytes", b"_kv_bytes", "_peak_bytes", b"_peak_bytes", "_process_bytes", b"_process_bytes", "_reserve_bytes", b"_reserve_bytes", "_weights_bytes", b"_weights_bytes", "_workspace_bytes", b"_workspace_bytes", "budget_bytes", b"budget_bytes", "kv_bytes", b"kv_bytes", "peak_bytes", b"peak_bytes", "process_bytes", b"process_bytes", "reserve_bytes", b"reserve_bytes", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget_bytes: _TypeAlias = _typing.Literal["budget_bytes"]  # noqa: Y015
     _WhichOneofArgType__budget_bytes: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes"]  # noqa: Y015
     _WhichOneofReturnType__kv_bytes: _TypeAlias = _typing.Literal["kv_bytes"]  # noqa: Y015
     _WhichOneofArgType__kv_bytes: _TypeAlias = _typing.Literal["_kv_bytes", b"_kv_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__peak_bytes: _TypeAlias = _typing.Literal["peak_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_bytes: _TypeAlias = _typing.Literal["_peak_bytes", b"_peak_bytes"]  # noqa: Y015
     _WhichOneofReturnType__process_bytes: _TypeAlias = _typing.Literal["process_bytes"]  # noqa: Y015
     _WhichOneofArgType__process_bytes: _TypeAlias = _typing.Literal["_process_bytes", b"_process_bytes"]  # noqa: Y015
     _WhichOneofReturnType__reserve_bytes: _TypeAlias = _typing.Literal["reserve_bytes"]  # noqa: Y015
@@ -573,6 +643,8 @@ class PlanMemory(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_bytes) -> _WhichOneofReturnType__budget_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_bytes) -> _WhichOneofReturnType__kv_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_bytes) -> _WhichOneofReturnType__peak_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__process_bytes) -> _WhichOneofReturnType__process_bytes | None: ...
     @_typing.overload
@@ -628,6 +700,10 @@ class LiveState(_message.Message):
     AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     TEMPERATURES_FIELD_NUMBER: _builtins.int
     IS_READY_FIELD_NUMBER: _builtins.int
+    STREAM_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PEAK_RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    GOVERNOR_FIELD_NUMBER: _builtins.int
+    VERIFICATION_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     """Requests being computed; 0 when idle."""
     num_waiting: _builtins.int
@@ -646,6 +722,12 @@ class LiveState(_message.Message):
     """Memory of the machine obtainable without swapping, in bytes."""
     is_ready: _builtins.bool
     """Whether new requests are taken."""
+    stream_tokens_per_second: _builtins.float
+    """Tokens generated per second by one answer, the mean of all over the last second. Absent: none was generated, or
+    nobody measures it.
+    """
+    peak_resident_bytes: _builtins.int
+    """Most memory of the server's process that ever was in RAM, in bytes."""
     @_builtins.property
     def sample_time(self) -> _timestamp_pb2.Timestamp:
         """When the numbers were taken, by the machine's clock."""
@@ -653,6 +735,14 @@ class LiveState(_message.Message):
     @_builtins.property
     def temperatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Temperature]:
         """Temperatures the machine reports. Empty: it reports none."""
+
+    @_builtins.property
+    def governor(self) -> Global___GovernorState:
+        """How much is taken on at present. Absent: nothing governs it, the plan holds."""
+
+    @_builtins.property
+    def verification(self) -> Global___Verification:
+        """What was predicted beside what was measured. Absent: nothing was predicted."""
 
     def __init__(
         self,
@@ -667,25 +757,176 @@ class LiveState(_message.Message):
         available_bytes: _builtins.int | None = ...,
         temperatures: _abc.Iterable[Global___Temperature] | None = ...,
         is_ready: _builtins.bool = ...,
+        stream_tokens_per_second: _builtins.float | None = ...,
+        peak_resident_bytes: _builtins.int | None = ...,
+        governor: Global___GovernorState | None = ...,
+        verification: Global___Verification | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_output_tokens_per_second", b"_output_tokens_per_second", "_resident_bytes", b"_resident_bytes", "available_bytes", b"available_bytes", "output_tokens_per_second", b"output_tokens_per_second", "resident_bytes", b"resident_bytes", "sample_time", b"sample_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_output_tokens_per_second", b"_output_tokens_per_second", "_peak_resident_bytes", b"_peak_resident_bytes", "_resident_bytes", b"_resident_bytes", "_stream_tokens_per_second", b"_stream_tokens_per_second", "available_bytes", b"available_bytes", "governor", b"governor", "output_tokens_per_second", b"output_tokens_per_second", "peak_resident_bytes", b"peak_resident_bytes", "resident_bytes", b"resident_bytes", "sample_time", b"sample_time", "stream_tokens_per_second", b"stream_tokens_per_second", "verification", b"verification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_output_tokens_per_second", b"_output_tokens_per_second", "_resident_bytes", b"_resident_bytes", "available_bytes", b"available_bytes", "is_ready", b"is_ready", "num_pages", b"num_pages", "num_running", b"num_running", "num_used_pages", b"num_used_pages", "num_waiting", b"num_waiting", "output_tokens_per_second", b"output_tokens_per_second", "resident_bytes", b"resident_bytes", "sample_time", b"sample_time", "temperatures", b"temperatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes", "_output_tokens_per_second", b"_output_tokens_per_second", "_peak_resident_bytes", b"_peak_resident_bytes", "_resident_bytes", b"_resident_bytes", "_stream_tokens_per_second", b"_stream_tokens_per_second", "available_bytes", b"available_bytes", "governor", b"governor", "is_ready", b"is_ready", "num_pages", b"num_pages", "num_running", b"num_running", "num_used_pages", b"num_used_pages", "num_waiting", b"num_waiting", "output_tokens_per_second", b"output_tokens_per_second", "peak_resident_bytes", b"peak_resident_bytes", "resident_bytes", b"resident_bytes", "sample_time", b"sample_time", "stream_tokens_per_second", b"stream_tokens_per_second", "temperatures", b"temperatures", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__available_bytes: _TypeAlias = _typing.Literal["available_bytes"]  # noqa: Y015
     _WhichOneofArgType__available_bytes: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes"]  # noqa: Y015
     _WhichOneofReturnType__output_tokens_per_second: _TypeAlias = _typing.Literal["output_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__output_tokens_per_second: _TypeAlias = _typing.Literal["_output_tokens_per_second", b"_output_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__peak_resident_bytes: _TypeAlias = _typing.Literal["peak_resident_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_resident_bytes: _TypeAlias = _typing.Literal["_peak_resident_bytes", b"_peak_resident_bytes"]  # noqa: Y015
     _WhichOneofReturnType__resident_bytes: _TypeAlias = _typing.Literal["resident_bytes"]  # noqa: Y015
     _WhichOneofArgType__resident_bytes: _TypeAlias = _typing.Literal["_resident_bytes", b"_resident_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__stream_tokens_per_second: _TypeAlias = _typing.Literal["stream_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__stream_tokens_per_second: _TypeAlias = _typing.Literal["_stream_tokens_per_second", b"_stream_tokens_per_second"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__available_bytes) -> _WhichOneofReturnType__available_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens_per_second) -> _WhichOneofReturnType__output_tokens_per_second | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_resident_bytes) -> _WhichOneofReturnType__peak_resident_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resident_bytes) -> _WhichOneofReturnType__resident_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stream_tokens_per_second) -> _WhichOneofReturnType__stream_tokens_per_second | None: ...
 
 Global___LiveState: _TypeAlias = LiveState  # noqa: Y015
+
+@_typing.final
+class GovernorState(_message.Message):
+    """What a server takes on at present, which may be less than its plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEED_LEVEL_FIELD_NUMBER: _builtins.int
+    MEMORY_LEVEL_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    MIXED_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_REQUEST_TOKENS_FIELD_NUMBER: _builtins.int
+    KEEPS_CACHED_PAGES_FIELD_NUMBER: _builtins.int
+    IS_FLOOR_MISSED_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    speed_level: _builtins.int
+    """Steps below the plan taken for speed; 0 is the plan."""
+    memory_level: _builtins.int
+    """Steps below the plan taken for memory; 0 is the plan."""
+    max_running: _builtins.int
+    """Most requests that run at once; at least 1."""
+    prefill_chunk_tokens: _builtins.int
+    """Most prompt tokens computed in one step; at least 1."""
+    mixed_chunk_tokens: _builtins.int
+    """Most prompt tokens in a step that other requests decode in; at least 1."""
+    max_request_tokens: _builtins.int
+    """Most tokens of prompt and answer of a new request; at least 1. More is refused with RESOURCE_EXHAUSTED."""
+    keeps_cached_pages: _builtins.bool
+    """Whether prefixes that no request uses are kept."""
+    is_floor_missed: _builtins.bool
+    """Whether nothing is left to take away and answers are still slower than the floor."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___GovernorEvent]:
+        """The last changes, oldest first; at most 32. Empty: nothing has changed."""
+
+    def __init__(
+        self,
+        *,
+        speed_level: _builtins.int = ...,
+        memory_level: _builtins.int = ...,
+        max_running: _builtins.int = ...,
+        prefill_chunk_tokens: _builtins.int = ...,
+        mixed_chunk_tokens: _builtins.int = ...,
+        max_request_tokens: _builtins.int = ...,
+        keeps_cached_pages: _builtins.bool = ...,
+        is_floor_missed: _builtins.bool = ...,
+        events: _abc.Iterable[Global___GovernorEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "is_floor_missed", b"is_floor_missed", "keeps_cached_pages", b"keeps_cached_pages", "max_request_tokens", b"max_request_tokens", "max_running", b"max_running", "memory_level", b"memory_level", "mixed_chunk_tokens", b"mixed_chunk_tokens", "prefill_chunk_tokens", b"prefill_chunk_tokens", "speed_level", b"speed_level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GovernorState: _TypeAlias = GovernorState  # noqa: Y015
+
+@_typing.final
+class GovernorEvent(_message.Message):
+    """One change of what a server takes on, or the news that the floor cannot be held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SPEED_LEVEL_FIELD_NUMBER: _builtins.int
+    MEMORY_LEVEL_FIELD_NUMBER: _builtins.int
+    age_seconds: _builtins.float
+    """How long ago it was, in seconds; 0 is now."""
+    reason: _builtins.str
+    """Why, with the numbers, for people; never empty."""
+    speed_level: _builtins.int
+    """Steps below the plan for speed since then."""
+    memory_level: _builtins.int
+    """Steps below the plan for memory since then."""
+    def __init__(
+        self,
+        *,
+        age_seconds: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        speed_level: _builtins.int = ...,
+        memory_level: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "memory_level", b"memory_level", "reason", b"reason", "speed_level", b"speed_level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GovernorEvent: _TypeAlias = GovernorEvent  # noqa: Y015
+
+@_typing.final
+class Verification(_message.Message):
+    """Predictions beside measurements. Both are of the same load: of the pages and of the requests there have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTED_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    PREDICTED_STREAM_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MEASURED_STREAM_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    predicted_peak_bytes: _builtins.int
+    """Memory in RAM expected at most with the pages used so far, in bytes."""
+    measured_peak_bytes: _builtins.int
+    """Memory in RAM at most, in bytes."""
+    predicted_stream_tokens_per_second: _builtins.float
+    """Decoding speed of one answer expected for the requests and contexts measured. Absent: not enough was measured."""
+    measured_stream_tokens_per_second: _builtins.float
+    """Decoding speed of one answer, over the last seconds in which answers were decoded and nothing else."""
+    def __init__(
+        self,
+        *,
+        predicted_peak_bytes: _builtins.int | None = ...,
+        measured_peak_bytes: _builtins.int | None = ...,
+        predicted_stream_tokens_per_second: _builtins.float | None = ...,
+        measured_stream_tokens_per_second: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_peak_bytes", b"_measured_peak_bytes", "_measured_stream_tokens_per_second", b"_measured_stream_tokens_per_second", "_predicted_peak_bytes", b"_predicted_peak_bytes", "_predicted_stream_tokens_per_second", b"_predicted_stream_tokens_per_second", "measured_peak_bytes", b"measured_peak_bytes", "measured_stream_tokens_per_second", b"measured_stream_tokens_per_second", "predicted_peak_bytes", b"predicted_peak_bytes", "predicted_stream_tokens_per_second", b"predicted_stream_tokens_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_peak_bytes", b"_measured_peak_bytes", "_measured_stream_tokens_per_second", b"_measured_stream_tokens_per_second", "_predicted_peak_bytes", b"_predicted_peak_bytes", "_predicted_stream_tokens_per_second", b"_predicted_stream_tokens_per_second", "measured_peak_bytes", b"measured_peak_bytes", "measured_stream_tokens_per_second", b"measured_stream_tokens_per_second", "predicted_peak_bytes", b"predicted_peak_bytes", "predicted_stream_tokens_per_second", b"predicted_stream_tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__measured_peak_bytes: _TypeAlias = _typing.Literal["measured_peak_bytes"]  # noqa: Y015
+    _WhichOneofArgType__measured_peak_bytes: _TypeAlias = _typing.Literal["_measured_peak_bytes", b"_measured_peak_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__measured_stream_tokens_per_second: _TypeAlias = _typing.Literal["measured_stream_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__measured_stream_tokens_per_second: _TypeAlias = _typing.Literal["_measured_stream_tokens_per_second", b"_measured_stream_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_peak_bytes: _TypeAlias = _typing.Literal["predicted_peak_bytes"]  # noqa: Y015
+    _WhichOneofArgType__predicted_peak_bytes: _TypeAlias = _typing.Literal["_predicted_peak_bytes", b"_predicted_peak_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_stream_tokens_per_second: _TypeAlias = _typing.Literal["predicted_stream_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__predicted_stream_tokens_per_second: _TypeAlias = _typing.Literal["_predicted_stream_tokens_per_second", b"_predicted_stream_tokens_per_second"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_peak_bytes) -> _WhichOneofReturnType__measured_peak_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_stream_tokens_per_second) -> _WhichOneofReturnType__measured_stream_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_peak_bytes) -> _WhichOneofReturnType__predicted_peak_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_stream_tokens_per_second) -> _WhichOneofReturnType__predicted_stream_tokens_per_second | None: ...
+
+Global___Verification: _TypeAlias = Verification  # noqa: Y015
 
 @_typing.final
 class Temperature(_message.Message):

@@ -112,7 +112,7 @@ def check_cores(facts: DeviceFacts) -> Check:
 
 def check_threads(facts: DeviceFacts) -> Check:
     """Which cores would compute Phi-3-mini, and why those?"""
-    from edgephi.runtime.threads import choose_threads
+    from edgephi.profile.threads import choose_threads
 
     clusters, limits = facts.cpu.clusters, facts.limits
     allowed = limits.allowed_cpus or tuple(cpu for cluster in clusters for cpu in cluster.cpus)

@@ -8,6 +8,7 @@ heavy import is inside a function, so that ``edgephi --help`` loads neither NumP
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import re
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgephi.engine.request import SamplingParams
     from edgephi.generation.generator import Generator
     from edgephi.profile.plan import Plan
+    from edgephi.profile.verification import ExpectedSpeed
     from edgephi.server.app import Served
     from edgephi.server.model_info import ModelInfo
 
@@ -80,6 +82,35 @@ class ServiceOptions:
     default_max_tokens: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPlan:
+    """
+    A plan to serve by.
+
+    Attributes:
+        plan: The plan; its context is a limit of each request.
+        expected: What predicts the speed of any load.
+        source: Where its durations come from, for people.
+    """
+
+    plan: Plan
+    expected: ExpectedSpeed
+    source: str
+
+    def apply_to(self, options: ServiceOptions) -> ServiceOptions:
+        """Return *options* with what was planned."""
+        plan = self.plan
+        return dataclasses.replace(
+            options,
+            kv_tokens=plan.num_pages * plan.page_tokens,
+            kv_dtype=options.kv_dtype if plan.kv_dtype is None else plan.kv_dtype.value,
+            threads=plan.num_threads,
+            max_running=plan.max_running,
+            prefill_chunk_tokens=plan.prefill_chunk_tokens,
+            mixed_chunk_tokens=plan.mixed_chunk_tokens,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model that was found: its name for people, and its folder."""
@@ -126,6 +157,7 @@ class LocalService:
         plan: How much it does at once.
         threads: Threads that compute; None where nothing is computed.
         level: Instruction-set level of the compiled model; None for the fake engine.
+        expected: What predicts the speed of any load; None where nothing was planned.
     """
 
     def __init__(
@@ -138,6 +170,7 @@ class LocalService:
         plan: Plan,
         threads: int | None,
         level: str | None,
+        expected: ExpectedSpeed | None = None,
     ) -> None:
         self.generator = generator
         self.loop = loop
@@ -145,6 +178,7 @@ class LocalService:
         self.plan = plan
         self.threads = threads
         self.level = level
+        self.expected = expected
         self._backend = backend
 
     @property
@@ -157,7 +191,14 @@ class LocalService:
         from edgephi.profile.probe import probe
         from edgephi.server.app import Served
 
-        return Served(generator=self.generator, engine=self.loop, model=self.info, device=probe(), plan=self.plan)
+        return Served(
+            generator=self.generator,
+            engine=self.loop,
+            model=self.info,
+            device=probe(),
+            plan=self.plan,
+            expected=self.expected,
+        )
 
     def close(self) -> None:
         """
@@ -178,12 +219,15 @@ class LocalService:
         self.close()
 
 
-def open_service(options: ServiceOptions, *, progress: Progress | None = None) -> LocalService:
+def open_service(
+    options: ServiceOptions, *, planned: ServingPlan | None = None, progress: Progress | None = None
+) -> LocalService:
     """
     Load a model and start its engine; a model that was not compiled for this machine is compiled first.
 
     Args:
         options: What to load.
+        planned: Plan that *options* were taken from (:meth:`ServingPlan.apply_to`); None where nothing was planned.
         progress: Called while the model is compiled.
 
     Raises:
@@ -206,6 +250,7 @@ def open_service(options: ServiceOptions, *, progress: Progress | None = None) -
         prefill_chunk_tokens=options.prefill_chunk_tokens,
         mixed_chunk_tokens=options.mixed_chunk_tokens,
         max_draft_tokens=options.max_draft_tokens,
+        max_context_tokens=None if planned is None else planned.plan.context_tokens,
     )
     config = load_config(source.path)
     tokenizer = Tokenizer.from_model_dir(source.path)
@@ -219,6 +264,8 @@ def open_service(options: ServiceOptions, *, progress: Progress | None = None) -
         on_failure.callback(loaded.owner.close)
         engine = Engine(loaded.backend, engine_config)
         plan = _plan(loaded, options, engine.context_tokens)
+        if planned is not None:
+            plan = _with_predictions(plan, planned.plan)
         info = _model_info(source, config, engine.context_tokens, loaded.digest)
         loop = EngineLoop(engine)
         on_failure.callback(loop.close)
@@ -231,7 +278,14 @@ def open_service(options: ServiceOptions, *, progress: Progress | None = None) -
             default_max_tokens=plan.default_max_tokens,
         )
         service = LocalService(
-            generator, loop, loaded.owner, info=info, plan=plan, threads=loaded.threads, level=loaded.level
+            generator,
+            loop,
+            loaded.owner,
+            info=info,
+            plan=plan,
+            threads=loaded.threads,
+            level=loaded.level,
+            expected=None if planned is None else planned.expected,
         )
         on_failure.pop_all()
     return service
@@ -365,4 +419,20 @@ def _plan(loaded: _Loaded, options: ServiceOptions, context_tokens: int) -> Plan
         num_threads=loaded.threads,
         cpus=loaded.cpus,
         memory=PlanMemory(weights_bytes=loaded.weights_bytes, kv_bytes=loaded.kv_bytes),
+    )
+
+
+def _with_predictions(loaded: Plan, planned: Plan) -> Plan:
+    """Return what was loaded with what was planned to come of it."""
+    return dataclasses.replace(
+        planned,
+        context_tokens=loaded.context_tokens,
+        max_running=loaded.max_running,
+        prefill_chunk_tokens=loaded.prefill_chunk_tokens,
+        mixed_chunk_tokens=loaded.mixed_chunk_tokens,
+        default_max_tokens=loaded.default_max_tokens,
+        page_tokens=loaded.page_tokens,
+        num_pages=loaded.num_pages,
+        num_threads=loaded.num_threads,
+        cpus=loaded.cpus,
     )

@@ -8,12 +8,15 @@ from typing import Any, NoReturn
 import click
 
 from edgephi.cli.bench import bench
+from edgephi.cli.calibrate import calibrate
 from edgephi.cli.chat import chat
 from edgephi.cli.demo import demo
+from edgephi.cli.devices import devices
 from edgephi.cli.doctor import doctor
 from edgephi.cli.failures import EdgephiGroup
 from edgephi.cli.health import health
 from edgephi.cli.models import model
+from edgephi.cli.plan import plan
 from edgephi.cli.ps import ps
 from edgephi.cli.run import run
 from edgephi.cli.serve import serve
@@ -45,6 +48,7 @@ def cli() -> None:
       edgephi run "turn on the kitchen light"     one answer, in this process
       edgephi serve                               a gRPC server on 127.0.0.1:50051
       edgephi run --connect 127.0.0.1:50051 "..." the same answer from the server
+      edgephi plan                                what context and speed to expect here, or on another device
 
     Every option but --json can also be set by an environment variable: EDGEPHI_, the command, the option, such as
     EDGEPHI_SERVE_PORT=50052 for `edgephi serve --port`.
@@ -53,7 +57,7 @@ def cli() -> None:
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
 
 
-for command in (run, chat, serve, ps, health, model, doctor, bench, demo, version):
+for command in (run, chat, serve, ps, health, model, doctor, devices, plan, calibrate, bench, demo, version):
     cli.add_command(command)
 
 

@@ -12,18 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgephi.cli.compose import LocalService, ServiceOptions, open_service
+from edgephi.cli.compose import EngineKind, LocalService, ServiceOptions, ServingPlan, open_service
 from edgephi.cli.logs import LogFormat, configure_logs
 from edgephi.cli.options import answering_options, json_option
 from edgephi.cli.output import print_json
+from edgephi.cli.planning import PlanningOptions
 from edgephi.cli.version import package_version
 from edgephi.errors import EngineFailed
+from edgephi.profile.memory_limits import parse_bytes
+from edgephi.profile.plan import KvDtype
+from edgephi.profile.plan_request import Prefer
 
 if TYPE_CHECKING:
     from edgephi.server.app import Server
     from edgephi.server.settings import ServerSettings
 
 ENGINE_CHECK_S = 1.0
+_UNPLANNED_RUNNING = 4
+_PLANNING_OPTIONS = ("floor", "accept_slower", "memory", "context", "prefer")
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,25 +43,52 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--tls-key", type=_FILE, help="Its private key in PEM.")
 @click.option("--tls-client-ca", type=_FILE, help="Ask clients for a certificate that these authorities signed.")
 @click.option("--insecure-lan", is_flag=True, help="Listen on the network without TLS: anyone there can read and send.")
-@click.option("--max-running", type=click.IntRange(min=1), default=4, show_default=True, help="Requests at once.")
+@click.option(
+    "--floor",
+    type=click.FloatRange(min=0, min_open=True),
+    default=12.0,
+    show_default=True,
+    metavar="TOK/S",
+    help="Least speed of each answer. The plan keeps it with every context full.",
+)
+@click.option(
+    "--accept-slower", is_flag=True, help="Serve at what this machine can do where the floor is out of reach."
+)
+@click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4GiB.  [default: what this machine leaves]")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens of prompt and answer of each request.  [default: as many as memory and floor allow]",
+)
+@click.option(
+    "--max-running",
+    "--batch",
+    "max_running",
+    type=click.IntRange(min=1),
+    help="Requests at once.  [default: as many as memory and floor allow]",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice([kind.value for kind in Prefer]),
+    default=Prefer.CONTEXT.value,
+    show_default=True,
+    help="What to have most of: long contexts, requests at once, or speed.",
+)
 @click.option(
     "--prefill-chunk",
     type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Most prompt tokens in a step of their own.",
+    help="Most prompt tokens in a step of their own.  [default: planned]",
 )
 @click.option(
     "--mixed-chunk",
     type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Most prompt tokens in a step that other requests decode in; fewer keep their streams smoother.",
+    help="Most prompt tokens in a step that other requests decode in; fewer keep their streams smoother."
+    "  [default: planned]",
 )
 @click.option(
     "--default-max-tokens",
     type=click.IntRange(min=1),
-    help="Longest answer of a request that names no limit.  [default: a fair share of --kv-tokens]",
+    help="Longest answer of a request that names no limit.  [default: a fair share of the pages]",
 )
 @click.option(
     "--grace",
@@ -77,9 +110,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def serve(
     *,
     service: ServiceOptions,
-    max_running: int,
-    prefill_chunk: int,
-    mixed_chunk: int,
+    floor: float,
+    accept_slower: bool,
+    memory: str | None,
+    context: int | None,
+    max_running: int | None,
+    prefer: str,
+    prefill_chunk: int | None,
+    mixed_chunk: int | None,
     default_max_tokens: int | None,
     grace: float,
     log_format: str,
@@ -106,15 +144,74 @@ def serve(
     configure_logs(LogFormat(log_format))
     # As process 1 of a container Python would ignore the signal until the server handles it itself.
     signal.signal(signal.SIGTERM, _stop_while_loading)
+    options = dataclasses.replace(service, max_running=_UNPLANNED_RUNNING, default_max_tokens=default_max_tokens)
+    planned: ServingPlan | None = None
+    if service.engine is EngineKind.FAKE or service.kv_tokens is not None:
+        _refuse_planning_options()
+    else:
+        planned = _plan(
+            PlanningOptions(
+                model=service.model,
+                memory_bytes=None if memory is None else parse_bytes(memory),
+                floor_tokens_per_s=floor,
+                context_tokens=context,
+                batch=max_running,
+                prefer=Prefer(prefer),
+                kv_dtype=KvDtype(service.kv_dtype),
+                threads=service.threads,
+                prefill_chunk_tokens=prefill_chunk,
+                max_draft_tokens=service.max_draft_tokens,
+            ),
+            accept_slower=accept_slower,
+        )
+        options = planned.apply_to(options)
     options = dataclasses.replace(
-        service,
-        max_running=max_running,
-        prefill_chunk_tokens=prefill_chunk,
-        mixed_chunk_tokens=mixed_chunk,
-        default_max_tokens=default_max_tokens,
+        options,
+        max_running=max_running or options.max_running,
+        prefill_chunk_tokens=prefill_chunk or options.prefill_chunk_tokens,
+        mixed_chunk_tokens=mixed_chunk or options.mixed_chunk_tokens,
     )
-    with open_service(options, progress=_LogProgress()) as local:
+    with open_service(options, planned=planned, progress=_LogProgress()) as local:
         asyncio.run(_serve(local, settings, grace_s=grace, as_json=as_json))
+
+
+def _refuse_planning_options() -> None:
+    """Refuse options of a plan where none is made: ignoring them would promise what nobody keeps."""
+    context = click.get_current_context()
+    for option in _PLANNING_OPTIONS:
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{option.replace('_', '-')} is for a planned service; leave out --kv-tokens and --engine fake, or it"
+            )
+
+
+def _plan(options: PlanningOptions, *, accept_slower: bool) -> ServingPlan:
+    """Plan, and log the plan once."""
+    import structlog
+
+    from edgephi.cli.serving_plan import plan_to_serve
+
+    planned = plan_to_serve(options, accept_slower=accept_slower)
+    plan, predicted = planned.plan, planned.plan.predicted
+    structlog.get_logger("edgephi.cli").info(
+        "plan.made",
+        device=plan.device,
+        kind=plan.kind.value,
+        source=planned.source,
+        context_tokens=plan.context_tokens,
+        max_running=plan.max_running,
+        prefill_chunk_tokens=plan.prefill_chunk_tokens,
+        mixed_chunk_tokens=plan.mixed_chunk_tokens,
+        kv_dtype=None if plan.kv_dtype is None else plan.kv_dtype.value,
+        threads=plan.num_threads,
+        floor_tokens_per_s=plan.floor_tokens_per_s,
+        each_full_tokens_per_s=None if predicted is None else predicted.each_full_tokens_per_s,
+        memory_peak_bytes=plan.memory.peak_bytes,
+        memory_budget_bytes=plan.memory.budget_bytes,
+        limit=None if plan.binding_limit is None else plan.binding_limit.value,
+        notes=list(plan.notes),
+    )
+    return planned
 
 
 def _stop_while_loading(_number: int, _frame: FrameType | None) -> None:

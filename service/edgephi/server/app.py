@@ -21,16 +21,18 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from edgephi.engine.core import EngineStats
 from edgephi.engine.request import FinishReason, SamplingParams
 from edgephi.errors import ConfigError, EdgephiError, EngineFailed
 from edgephi.generation.generator import Generator
 from edgephi.generation.request import Final, GenerationEvent, GenerationRequest
-from edgephi.profile.plan import Plan
+from edgephi.profile.governor import Governor, policy_for
+from edgephi.profile.plan import Plan, PlanKind
 from edgephi.profile.probe import DeviceFacts, LiveFacts, probe_live
+from edgephi.profile.verification import ExpectedSpeed, Verifier
 from edgephi.server.device import DeviceHandler
 from edgephi.server.errors import ErrorInterceptor
 from edgephi.server.generation import GenerationHandler
+from edgephi.server.governor import GovernedEngine, GovernorTask
 from edgephi.server.interceptors import CallInterceptor
 from edgephi.server.lifecycle import Lifecycle, ServerState
 from edgephi.server.metrics import Metrics, MetricsPage
@@ -38,6 +40,7 @@ from edgephi.server.model import ModelHandler
 from edgephi.server.model_info import ModelInfo
 from edgephi.server.settings import ServerSettings
 from edgephi.server.tls import server_credentials
+from edgephi.server.verification import VerificationTask
 from edgephi.v1 import (
     device_service_pb2,
     device_service_pb2_grpc,
@@ -59,12 +62,8 @@ SERVICES = tuple(
 )
 
 
-class EngineView(Protocol):
-    """What the server watches of the engine; ``edgephi.engine.loop.EngineLoop`` is one."""
-
-    def stats(self) -> EngineStats:
-        """Gauges and counters; quick, any thread."""
-        ...
+class EngineView(GovernedEngine, Protocol):
+    """What the server watches and limits of the engine; ``edgephi.engine.loop.EngineLoop`` is one."""
 
     @property
     def is_alive(self) -> bool:
@@ -82,7 +81,8 @@ class Served:
         engine: The engine under it, to watch.
         model: What is said of the model.
         device: The machine, as it was probed.
-        plan: The plan in force.
+        plan: The plan in force. One that was planned is governed and verified while the server runs.
+        expected: What predicts the speed of any load, or None where nothing does.
         probe_live: Reads how the machine is doing; may take a moment.
     """
 
@@ -91,6 +91,7 @@ class Served:
     model: ModelInfo
     device: DeviceFacts
     plan: Plan
+    expected: ExpectedSpeed | None = None
     probe_live: Callable[[], LiveFacts] = probe_live
 
 
@@ -121,6 +122,10 @@ class Server:
         self._log = structlog.get_logger("edgephi.server") if log is None else log
         self._metrics = Metrics(CollectorRegistry() if registry is None else registry, model=served.model.model_id)
         self._metrics.watch_engine(served.engine.stats)
+        self._governor: GovernorTask | None = None
+        self._verification: VerificationTask | None = None
+        if served.plan.kind is not PlanKind.STATIC:
+            self._govern(served)
         self._lifecycle = Lifecycle(SERVICES)
         self._port: int | None = None
         self._page: MetricsPage | None = None
@@ -166,6 +171,9 @@ class Server:
             await self.stop(0)
             raise
         self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._watch_engine())]
+        self._tasks += [
+            asyncio.create_task(task.run()) for task in (self._governor, self._verification) if task is not None
+        ]
         self._log.info(
             "server.listening",
             host=settings.host,
@@ -214,6 +222,19 @@ class Server:
             await asyncio.to_thread(self._page.close)
         self._log.info("server.stopped", finished_all=is_idle)
 
+    def _govern(self, served: Served) -> None:
+        """Prepare what holds a plan to its promise while the server runs."""
+        plan, stats = served.plan, served.engine.stats
+        governor = Governor(plan, policy_for(plan))
+        self._governor = GovernorTask(
+            governor, served.engine, cpus=plan.cpus, probe_live=served.probe_live, log=self._log
+        )
+        verifier = Verifier(plan.memory, served.expected)
+        self._verification = VerificationTask(
+            verifier, stats, served.probe_live, page_tokens=plan.page_tokens, log=self._log
+        )
+        self._metrics.watch_plan(plan, self._governor, self._verification)
+
     def _add_services(self) -> None:
         served, lifecycle = self._served, self._lifecycle
         generation = GenerationHandler(
@@ -230,6 +251,8 @@ class Server:
             served.engine.stats,
             served.probe_live,
             lifecycle,
+            governor=self._governor,
+            verification=self._verification,
             server_version=_version(),
         )
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(generation, self._server)

@@ -14,6 +14,8 @@ from edgephi.engine.core import EngineStats
 from edgephi.engine.request import SamplingParams
 from edgephi.profile.plan import BindingLimit, KvDtype, Plan, PlanKind, PredictedSpeed
 from edgephi.profile.probe import DeviceFacts, LiveFacts
+from edgephi.profile.verification import Finding
+from edgephi.server.governor import GovernorState
 from edgephi.server.lifecycle import ServerState
 from edgephi.server.model_info import ModelInfo
 from edgephi.v1 import device_pb2, model_service_pb2, sampling_pb2
@@ -132,6 +134,7 @@ def plan_message(plan: Plan) -> device_pb2.Plan:
             process_bytes=memory.process_bytes,
             reserve_bytes=memory.reserve_bytes,
             budget_bytes=memory.budget_bytes,
+            peak_bytes=None if memory.process_bytes is None else memory.peak_bytes,
         ),
         binding_limit=_LIMITS[plan.binding_limit],
         remedies=(
@@ -140,6 +143,11 @@ def plan_message(plan: Plan) -> device_pb2.Plan:
             )
             for remedy in plan.remedies
         ),
+        is_feasible=plan.feasible,
+        missing=plan.missing,
+        device=plan.device,
+        quantization=plan.quantization,
+        notes=plan.notes,
     )
 
 
@@ -149,6 +157,9 @@ def _speed_message(speed: PredictedSpeed) -> device_pb2.PredictedSpeed:
         decode_full_tokens_per_second=speed.decode_full_tokens_per_s,
         prefill_tokens_per_second=speed.prefill_tokens_per_s,
         bandwidth_gbps=speed.bandwidth_gbps,
+        each_empty_tokens_per_second=speed.each_empty_tokens_per_s,
+        each_full_tokens_per_second=speed.each_full_tokens_per_s,
+        time_to_first_token_seconds=speed.time_to_first_token_s,
     )
 
 
@@ -163,9 +174,49 @@ def state_message(
         num_pages=stats.pages_total,
         output_tokens_per_second=output_tokens_per_s,
         resident_bytes=live.resident_bytes,
+        peak_resident_bytes=live.peak_resident_bytes,
         available_bytes=live.available_bytes,
         temperatures=(device_pb2.Temperature(zone=zone.name, celsius=zone.celsius) for zone in live.zones),
         is_ready=is_ready,
     )
     state.sample_time.FromNanoseconds(time.time_ns())
     return state
+
+
+def add_governor(state: device_pb2.LiveState, governor: GovernorState, *, now: float) -> None:
+    """Describe what is taken on at present in a live state; *now* is the governor's clock, in seconds."""
+    limits = governor.limits
+    state.stream_tokens_per_second = governor.stream_tokens_per_s or 0.0
+    if governor.stream_tokens_per_s is None:
+        state.ClearField("stream_tokens_per_second")
+    state.governor.CopyFrom(
+        device_pb2.GovernorState(
+            speed_level=governor.level.speed,
+            memory_level=governor.level.memory,
+            max_running=limits.max_running,
+            prefill_chunk_tokens=limits.prefill_chunk_tokens,
+            mixed_chunk_tokens=limits.mixed_chunk_tokens,
+            max_request_tokens=limits.max_request_tokens,
+            keeps_cached_pages=limits.keeps_cached_pages,
+            is_floor_missed=governor.is_floor_missed,
+            events=(
+                device_pb2.GovernorEvent(
+                    age_seconds=max(0.0, now - event.at_s),
+                    reason=event.reason,
+                    speed_level=level.speed,
+                    memory_level=level.memory,
+                )
+                for event, level in governor.leveled_events()
+            ),
+        )
+    )
+
+
+def verification_message(finding: Finding) -> device_pb2.Verification:
+    """Describe predictions beside measurements."""
+    return device_pb2.Verification(
+        predicted_peak_bytes=finding.predicted_peak_bytes,
+        measured_peak_bytes=finding.measured_peak_bytes,
+        predicted_stream_tokens_per_second=finding.predicted_stream_tokens_per_s,
+        measured_stream_tokens_per_second=finding.measured_stream_tokens_per_s,
+    )

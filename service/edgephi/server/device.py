@@ -17,7 +17,9 @@ from edgephi.profile.plan import Plan
 from edgephi.profile.probe import DeviceFacts, LiveFacts
 from edgephi.server import describe
 from edgephi.server.calls import Context
+from edgephi.server.governor import GovernorTask
 from edgephi.server.lifecycle import Lifecycle, ServerState
+from edgephi.server.verification import VerificationTask
 from edgephi.v1 import device_service_pb2 as pb2
 from edgephi.v1.device_service_pb2_grpc import DeviceServiceServicer
 
@@ -36,6 +38,8 @@ class DeviceHandler(DeviceServiceServicer):
         stats: The engine's gauges; quick.
         probe_live: Reads temperatures and memory; may take a moment.
         lifecycle: Says what the server is doing.
+        governor: Limits what is taken on, or None where nothing does.
+        verification: Holds the plan's predictions against measurements, or None where nothing does.
         server_version: Version of this package.
     """
 
@@ -47,6 +51,8 @@ class DeviceHandler(DeviceServiceServicer):
         probe_live: Callable[[], LiveFacts],
         lifecycle: Lifecycle,
         *,
+        governor: GovernorTask | None,
+        verification: VerificationTask | None,
         server_version: str,
     ) -> None:
         self._facts = facts
@@ -54,6 +60,8 @@ class DeviceHandler(DeviceServiceServicer):
         self._stats = stats
         self._probe_live = probe_live
         self._lifecycle = lifecycle
+        self._governor = governor
+        self._verification = verification
         self._server_version = server_version
 
     async def GetDevice(self, request: pb2.GetDeviceRequest, context: Context) -> pb2.GetDeviceResponse:
@@ -78,6 +86,10 @@ class DeviceHandler(DeviceServiceServicer):
             last = (now, stats.tokens_generated_total)
             is_ready = self._lifecycle.state is ServerState.READY
             state = describe.state_message(stats, live, output_tokens_per_s=rate, is_ready=is_ready)
+            if self._governor is not None:
+                describe.add_governor(state, self._governor.state, now=self._governor.now)
+            if self._verification is not None:
+                state.verification.CopyFrom(describe.verification_message(self._verification.finding))
             yield pb2.WatchStateResponse(state=state)
             await self._lifecycle.wait_draining(interval_s)
         raise NotReady("the server is shutting down; watch another one, or this one again when it is back")

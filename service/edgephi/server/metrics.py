@@ -19,7 +19,10 @@ from prometheus_client.registry import Collector
 from edgephi.engine.core import EngineStats
 from edgephi.engine.request import Timings, Usage
 from edgephi.errors import ConfigError
+from edgephi.profile.plan import Plan, PredictedSpeed
 from edgephi.server.calls import Method
+from edgephi.server.governor import GovernorTask
+from edgephi.server.verification import VerificationTask
 
 # A long prompt takes minutes on a small board; the usual buckets end at ten seconds.
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
@@ -71,6 +74,10 @@ class Metrics:
     def watch_engine(self, stats: Callable[[], EngineStats]) -> None:
         """Report the engine's gauges from ``stats``, which must be quick and safe on any thread."""
         self.registry.register(_EngineCollector(stats, self._model))
+
+    def watch_plan(self, plan: Plan, governor: GovernorTask, verification: VerificationTask) -> None:
+        """Report the plan, what is taken on at present, and predictions beside measurements."""
+        self.registry.register(_PlanCollector(plan, governor, verification, self._model))
 
     def call_started(self, method: Method) -> None:
         """Count a call that has begun."""
@@ -147,3 +154,51 @@ class _EngineCollector(Collector):
             family = GaugeMetricFamily(f"edgephi_{name}", text, labels=("model_name",))
             family.add_metric((self._model,), value)
             yield family
+
+
+class _PlanCollector(Collector):
+    def __init__(self, plan: Plan, governor: GovernorTask, verification: VerificationTask, model: str) -> None:
+        self._plan = plan
+        self._governor = governor
+        self._verification = verification
+        self._model = model
+
+    def collect(self) -> Iterator[Metric]:
+        """Read governor and verification once; what is not known is left out."""
+        plan, governor, finding = self._plan, self._governor.state, self._verification.finding
+        predicted = plan.predicted or PredictedSpeed()
+        for name, text, value in (
+            ("plan_context_tokens", "Most tokens of a request.", plan.context_tokens),
+            ("plan_max_running", "Most requests at once.", plan.max_running),
+            ("plan_floor_tokens_per_second", "Least speed of an answer.", plan.floor_tokens_per_s),
+            ("plan_memory_budget_bytes", "What the server may use.", plan.memory.budget_bytes),
+            (
+                "plan_full_tokens_per_second",
+                "Predicted speed of each answer with full contexts.",
+                predicted.each_full_tokens_per_s,
+            ),
+            ("governor_speed_level", "Steps below the plan for speed.", governor.level.speed),
+            ("governor_memory_level", "Steps below the plan for memory.", governor.level.memory),
+            ("governor_floor_missed", "1 if the floor cannot be held.", int(governor.is_floor_missed)),
+            ("stream_tokens_per_second", "Speed of one answer.", governor.stream_tokens_per_s),
+            (
+                "memory_peak_predicted_bytes",
+                "Memory expected with the pages used so far.",
+                finding.predicted_peak_bytes,
+            ),
+            ("memory_peak_bytes", "Most memory that was in RAM.", finding.measured_peak_bytes),
+            (
+                "stream_predicted_tokens_per_second",
+                "Speed of one answer expected for the load that was measured.",
+                finding.predicted_stream_tokens_per_s,
+            ),
+            (
+                "stream_measured_tokens_per_second",
+                "Speed of one answer while answers were decoded and nothing else.",
+                finding.measured_stream_tokens_per_s,
+            ),
+        ):
+            if value is not None:
+                family = GaugeMetricFamily(f"edgephi_{name}", text, labels=("model_name",))
+                family.add_metric((self._model,), value)
+                yield family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ class _Backend:
         if len(logits):
             self.last_logits = logits
         return logits
+
+    def release_pages(self, pages: Sequence[int]) -> None:
+        self._backend.release_pages(pages)
 
     def close(self) -> None:
         self._backend.close()
