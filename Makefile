@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels precision quantizations pocket pocket-scores golden wheel clean
+.PHONY: help setup demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels bench-memory bench-prediction bench-governor precision quantizations pocket pocket-scores golden wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -97,6 +97,15 @@ build/peers/openvino: | build/peers-venv/.installed
 
 bench-peers: $(VENV)/.installed | build/phi3-mini-4k-synth build/peers/phi3.gguf build/peers/onnx build/peers/openvino ## compare with llama.cpp, ONNX Runtime GenAI and OpenVINO (24 GB of RAM, 12 GB of disk, an hour)
 	$(BIN)/python -m tests.bench.compare
+
+bench-memory: $(VENV)/.installed | build/phi3-mini-4k-synth ## compare predicted and measured peak memory of servers
+	$(BIN)/python -m tests.bench.memory --model build/phi3-mini-4k-synth
+
+bench-prediction: $(VENV)/.installed | build/phi3-mini-4k-synth ## compare predicted and measured decoding speed
+	$(BIN)/python -m tests.bench.prediction --model build/phi3-mini-4k-synth
+
+bench-governor: $(VENV)/.installed | build/phi3-mini-4k-synth ## show the governor while a CPU quota is cut and restored (root)
+	$(BIN)/python -m tests.bench.governor --model build/phi3-mini-4k-synth
 
 speculation: $(VENV)/.installed ## count tokens per pass over the weights with guessed tokens, on the pocket model
 	$(BIN)/python tests/bench/speculation.py

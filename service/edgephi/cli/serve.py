@@ -127,6 +127,9 @@ def serve(
     """
     Serve a model over gRPC until SIGTERM or Ctrl-C.
 
+    Context and requests at once are planned for this machine, so that memory suffices and each answer keeps --floor, as
+    `edgephi plan` shows; what cannot be kept is refused before loading. --kv-tokens sets the pages by hand and plans nothing.
+
     One line on standard output says when requests are taken; with --json it is a JSON object. The log goes to standard
     error and never holds prompts or answers. After the first signal running answers may finish (--grace), new ones are
     refused, and the exit status is 0; a second signal ends the process at once. SIGTERM while the model is still
@@ -135,7 +138,8 @@ def serve(
     \b
     Examples:
       edgephi serve
-      edgephi serve --model phi3-mini-4k --kv-tokens 8192 --metrics-port 9464
+      edgephi serve --model phi3-mini-4k --memory 4GiB --floor 12 --metrics-port 9464
+      edgephi serve --model phi3-mini-4k --context 2048 --accept-slower
       edgephi serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
     from edgephi.server.settings import ServerSettings
