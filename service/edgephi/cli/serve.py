@@ -128,7 +128,8 @@ def serve(
     Serve a model over gRPC until SIGTERM or Ctrl-C.
 
     Context and requests at once are planned for this machine, so that memory suffices and each answer keeps --floor, as
-    `edgephi plan` shows; what cannot be kept is refused before loading. --kv-tokens sets the pages by hand and plans nothing.
+    `edgephi plan` shows; what cannot be kept is refused before loading. --kv-tokens sets the pages by hand and plans
+    nothing.
 
     One line on standard output says when requests are taken; with --json it is a JSON object. The log goes to standard
     error and never holds prompts or answers. After the first signal running answers may finish (--grace), new ones are
