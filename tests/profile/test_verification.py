@@ -94,13 +94,20 @@ def test_speed_waits_for_enough_decoding() -> None:
 def test_memory_is_predicted_for_the_pages_written() -> None:
     """Pages that were never written are not expected in RAM; those that once were stay expected."""
     verifier = Verifier(MEMORY, None)
-    assert verifier.observe(START).predicted_peak_bytes == 2200 * MIB
-    half = replace(START, context_tokens=25 * 16, cached_pages=25)
+    warm = replace(START, prefilled_tokens=1)
+    assert verifier.observe(warm).predicted_peak_bytes == 2200 * MIB
+    half = replace(warm, context_tokens=25 * 16, cached_pages=25)
     assert verifier.observe(half).predicted_peak_bytes == 2600 * MIB
-    after = verifier.observe(replace(START, peak_resident_bytes=3000 * MIB))
+    after = verifier.observe(replace(warm, peak_resident_bytes=3000 * MIB))
     assert after.predicted_peak_bytes == 2600 * MIB
     assert is_miss(after.memory_ratio)
-    assert not is_miss(verifier.observe(replace(START, peak_resident_bytes=2800 * MIB)).memory_ratio)
+    assert not is_miss(verifier.observe(replace(warm, peak_resident_bytes=2800 * MIB)).memory_ratio)
+
+
+def test_memory_is_not_judged_before_the_first_prompt() -> None:
+    """Weights that are mapped and not yet read are not expected in RAM."""
+    finding = Verifier(MEMORY, None).observe(replace(START, peak_resident_bytes=150 * MIB))
+    assert finding.memory_ratio is None
 
 
 def test_what_was_not_predicted_is_not_judged() -> None:

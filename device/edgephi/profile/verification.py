@@ -135,7 +135,8 @@ class Verifier:
     def _predicted_peak(self, reading: Reading) -> int | None:
         """Return what is expected with the pages used so far: the system gives a page when it is first written."""
         memory = self._memory
-        if memory.process_bytes is None or memory.kv_bytes is None:
+        # Before the first prompt the weights are only mapped.
+        if memory.process_bytes is None or memory.kv_bytes is None or reading.prefilled_tokens == 0:
             return None
         untouched = max(0.0, 1 - self._most_pages / reading.num_pages)
         return memory.peak_bytes - round(memory.kv_bytes * untouched)

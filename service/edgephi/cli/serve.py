@@ -20,7 +20,7 @@ from edgephi.cli.planning import PlanningOptions
 from edgephi.cli.version import package_version
 from edgephi.errors import EngineFailed
 from edgephi.profile.memory_limits import parse_bytes
-from edgephi.profile.plan import KvDtype
+from edgephi.profile.plan import KvDtype, Plan, PlanKind
 from edgephi.profile.plan_request import Prefer
 
 if TYPE_CHECKING:
@@ -298,9 +298,18 @@ def _announce(local: LocalService, server: Server, settings: ServerSettings, *, 
     metrics = "" if server.metrics_port is None else f", metrics on {settings.metrics_host}:{server.metrics_port}"
     click.echo(
         f"ready: {info.display_name} ({info.quantization}) on {address} ({security}){metrics}; "
-        f"context {info.context_tokens}, kv {local.kv_tokens} tokens, {computing}. "
+        f"context {info.context_tokens}, {_load(local.plan)}kv {local.kv_tokens} tokens, {computing}. "
         f'Next: edgephi run --connect {reach}{tls} "turn on the kitchen light"'
     )
+
+
+def _load(plan: Plan) -> str:
+    """Return what was planned, for people; nothing where nothing was."""
+    if plan.predicted is None or plan.predicted.each_full_tokens_per_s is None:
+        return ""
+    how = "as measured" if plan.kind is PlanKind.CALIBRATED else "as estimated"
+    each = "" if plan.max_running == 1 else " each"
+    return f"{plan.max_running} at once, {plan.predicted.each_full_tokens_per_s:.1f} tok/s{each} when full ({how}), "
 
 
 class _LogProgress:
