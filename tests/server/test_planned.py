@@ -79,7 +79,7 @@ async def test_the_live_state_tells_limits_and_memory_beside_the_prediction(serv
                 states = DeviceServiceStub(channel).WatchState(device_service_pb2.WatchStateRequest())
                 state = (await anext(aiter(states))).state
                 states.cancel()
-                if state.verification.HasField("measured_peak_bytes"):
+                if state.verification.HasField("predicted_peak_bytes"):
                     break
                 await asyncio.sleep(0.05)
         url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,7 +226,11 @@ class Server:
     def _govern(self, served: Served) -> None:
         """Prepare what holds a plan to its promise while the server runs."""
         plan, stats = served.plan, served.engine.stats
-        governor = Governor(plan, policy_for(plan))
+        policy = policy_for(plan)
+        if served.expected is not None:
+            rows_s = served.expected.times.rows_s
+            policy = dataclasses.replace(policy, batch_cost=max(0.0, rows_s(2) / rows_s(1) - 1))
+        governor = Governor(plan, policy)
         self._governor = GovernorTask(
             governor, served.engine, cpus=plan.cpus, probe_live=served.probe_live, log=self._log
         )

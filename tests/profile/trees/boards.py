@@ -1,7 +1,7 @@
 """
 Boards, phones and PCs, as their kernels describe them.
 
-Constructed from the layouts their kernels document; ``microvm`` has what a real machine showed.
+Constructed from the layouts their kernels document; some values of ``microvm`` were read on a real one.
 """
 
 from __future__ import annotations
