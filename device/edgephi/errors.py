@@ -5,8 +5,13 @@ Every error edgephi raises for input, files or hardware, in one tree.
     ├── InvalidRequest        a caller's field is out of bounds; nothing was started
     │   └── PromptTooLong     prompt + max_tokens exceed the context or the pages
     ├── Overloaded            no room now; retrying later may succeed
+    ├── ReaderTooSlow         a client does not take its answer, so it lost it
+    ├── DeadlineTooShort      the answer could not begin before the caller's deadline
     ├── NotReady              the model is loading or the server is draining
     ├── EngineFailed          the engine or its backend failed while running requests
+    ├── RequestQuarantined    computing this very request has ended the engine more than once
+    ├── Unauthenticated       a call has no token, or one that is not known
+    ├── PermissionDenied      a token is known but may not do this
     ├── ModelNotFound         no model of that name or in that folder
     ├── ModelInvalid          a model file is missing, damaged or of an unknown kind
     │   ├── IntegrityError    a file's size or digest differs from its manifest
@@ -75,11 +80,36 @@ class Overloaded(EdgephiError):
 
     Attributes:
         retry_after_ms: When a retry is likely to be admitted, in milliseconds.
+        limit: Name of the limit that was reached, such as ``queue_requests``, ``queue_tokens``, ``queue_seconds``,
+            ``client_requests`` or ``request_tokens``.
     """
 
-    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+    def __init__(self, message: str, *, retry_after_ms: int, limit: str = "queue_requests") -> None:
         self.retry_after_ms = retry_after_ms
+        self.limit = limit
         super().__init__(message)
+
+
+class ReaderTooSlow(EdgephiError):
+    """A client does not read its answer; it was ended, so that its place is free for others."""
+
+
+class DeadlineTooShort(EdgephiError):
+    """
+    The answer could not begin before the caller's deadline, so nothing was started.
+
+    Attributes:
+        estimated_s: Seconds until the first token, as estimated.
+        remaining_s: Seconds that the caller left.
+    """
+
+    def __init__(self, *, estimated_s: float, remaining_s: float) -> None:
+        self.estimated_s = estimated_s
+        self.remaining_s = remaining_s
+        super().__init__(
+            f"the first token is expected in {estimated_s:.1f} s and the deadline is in {remaining_s:.1f} s; "
+            "send a later deadline, or retry when fewer requests wait"
+        )
 
 
 class NotReady(EdgephiError):
@@ -88,6 +118,18 @@ class NotReady(EdgephiError):
 
 class EngineFailed(EdgephiError):
     """The engine or its backend failed while requests were running."""
+
+
+class RequestQuarantined(EdgephiError):
+    """Computing this very request has ended the engine more than once; it is not tried again for a while."""
+
+
+class Unauthenticated(EdgephiError):
+    """A call has no token, or one that is not known or was revoked."""
+
+
+class PermissionDenied(EdgephiError):
+    """A caller is known but lacks the scope that a method needs."""
 
 
 class ModelNotFound(EdgephiError):

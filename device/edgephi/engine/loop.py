@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Self
 
 from edgephi.engine.core import Engine, EngineStats
+from edgephi.engine.health import EngineHealth, EngineState
 from edgephi.engine.limits import EngineLimits
 from edgephi.engine.request import (
     EngineEvent,
@@ -118,6 +119,12 @@ class EngineLoop:
         """Whether the engine thread runs; false after close and after an internal error."""
         return self._thread.is_alive()
 
+    def health(self) -> EngineHealth:
+        """Whether the engine can take requests; quick, any thread."""
+        if self.is_alive:
+            return EngineHealth(state=EngineState.RUNNING)
+        return EngineHealth(state=EngineState.FAILED, deaths_total=int(self._worker.has_failed))
+
     def close(self, timeout_s: float = 10.0) -> None:
         """
         End every live request with CANCELLED and join the thread. Calling it again does nothing.
@@ -197,6 +204,11 @@ class _Worker:
     def is_stopping(self) -> bool:
         with self._changed:
             return self._stopping
+
+    @property
+    def has_failed(self) -> bool:
+        with self._changed:
+            return self._failed
 
     @property
     def limits(self) -> EngineLimits:

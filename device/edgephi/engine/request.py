@@ -112,6 +112,8 @@ class EngineRequest:
         max_tokens: Most tokens to generate, at least 1.
         sampling: How to draw tokens.
         stop_token_ids: Tokens that end the answer; the stop token itself is counted, not reported as a token.
+        client_id: Who asks, so that clients share the engine fairly; requests with the same one wait in one line.
+        deadline_s: Seconds from now until nobody wants the answer any more; None for no end.
     """
 
     request_id: RequestId
@@ -119,6 +121,8 @@ class EngineRequest:
     max_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop_token_ids: frozenset[int] = frozenset()
+    client_id: str = ""
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,6 +239,8 @@ class Generator:
             max_tokens=max_tokens,
             sampling=sampling,
             stop_token_ids=self._eos_token_ids,
+            client_id=request.client_id,
+            deadline_s=request.deadline_s,
         )
 
     def _prompt_violations(self, prompt: tuple[int, ...]) -> list[FieldViolation]:

@@ -22,6 +22,8 @@ class GenerationRequest:
         max_tokens: Most tokens to generate, at least 1; None for the generator's default or all that fit.
         sampling: How to draw tokens; None for the model's defaults.
         stop: Strings that end the answer and are not part of it; at most 16 of at most 256 characters.
+        client_id: As in ``EngineRequest``.
+        deadline_s: As in ``EngineRequest``.
     """
 
     request_id: str
@@ -29,6 +31,8 @@ class GenerationRequest:
     max_tokens: int | None = None
     sampling: SamplingParams | None = None
     stop: tuple[str, ...] = ()
+    client_id: str = ""
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from edgephi.engine.health import EngineHealth
 from edgephi.engine.request import FinishReason, SamplingParams
 from edgephi.errors import ConfigError, EdgephiError, EngineFailed
 from edgephi.generation.generator import Generator
@@ -69,6 +70,10 @@ class EngineView(GovernedEngine, Protocol):
     @property
     def is_alive(self) -> bool:
         """Whether the engine can go on."""
+        ...
+
+    def health(self) -> EngineHealth:
+        """How the engine is; quick."""
         ...
 
 
@@ -133,7 +138,10 @@ class Server:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
         # The outermost first: the line in the log needs the code that the error was mapped to.
-        interceptors = [CallInterceptor(self._log, self._metrics), ErrorInterceptor(self._log)]
+        interceptors = [
+            CallInterceptor(self._log, self._metrics),
+            ErrorInterceptor(self._log, write_timeout_s=settings.write_timeout_s),
+        ]
         self._server = grpc.aio.server(interceptors=interceptors, options=list(settings.channel_arguments()))
         self._add_services()
 
@@ -152,6 +160,11 @@ class Server:
     def state(self) -> ServerState:
         """What the server is doing."""
         return self._lifecycle.state
+
+    @property
+    def num_active(self) -> int:
+        """Answers being given."""
+        return self._lifecycle.num_active
 
     async def start(self) -> None:
         """

@@ -6,7 +6,9 @@ Owns the record of a call and the wrapping of method handlers. Does not know wha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import DecodeError
 
-from edgephi.errors import FieldViolation, InvalidRequest
+from edgephi.errors import FieldViolation, InvalidRequest, ReaderTooSlow
 
 # grpc's own type is generic in messages that are not known here.
 Context = Any
@@ -74,7 +76,9 @@ class _Malformed:
 _MALFORMED = _Malformed()
 
 
-def wrap_handler(handler: Any, path: str, scope: Scope, *, is_innermost: bool) -> Any:
+def wrap_handler(
+    handler: Any, path: str, scope: Scope, *, is_innermost: bool, write_timeout_s: float | None = None
+) -> Any:
     """
     Put a scope around a method handler, whichever sides stream.
 
@@ -86,12 +90,13 @@ def wrap_handler(handler: Any, path: str, scope: Scope, *, is_innermost: bool) -
         path: ``/package.Service/Method``.
         scope: Called with the method and the call's context; its block holds the whole call.
         is_innermost: Whether no other scope is within this one. That one checks requests and counts responses.
+        write_timeout_s: Longest wait for a client to take a response of a stream, in seconds; None for no limit.
     """
     kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
     service, _, name = path.removeprefix("/").partition("/")
     method = Method(service, name, kind)
     behavior = getattr(handler, kind)
-    call = _stream_call if handler.response_streaming else _unary_call
+    call = functools.partial(_stream_call, write_timeout_s) if handler.response_streaming else _unary_call
     check = _checked_stream if handler.request_streaming else _checked
 
     async def wrapped(request: Any, context: Context) -> Any:
@@ -115,10 +120,12 @@ class ScopeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
     Args:
         is_innermost: As in :func:`wrap_handler`.
+        write_timeout_s: As there.
     """
 
-    def __init__(self, *, is_innermost: bool) -> None:
+    def __init__(self, *, is_innermost: bool, write_timeout_s: float | None = None) -> None:
         self._is_innermost = is_innermost
+        self._write_timeout_s = write_timeout_s
 
     def scope(self, method: Method, context: Context) -> contextlib.AbstractAsyncContextManager[None]:
         """Return the block that holds one call."""
@@ -131,7 +138,13 @@ class ScopeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         handler = await continuation(details)
         if handler is None:
             return None
-        return wrap_handler(handler, details.method, self.scope, is_innermost=self._is_innermost)
+        return wrap_handler(
+            handler,
+            details.method,
+            self.scope,
+            is_innermost=self._is_innermost,
+            write_timeout_s=self._write_timeout_s,
+        )
 
 
 async def _unary_call(behavior: Callable[..., Awaitable[Any]], request: Any, context: Context) -> Any:
@@ -140,13 +153,21 @@ async def _unary_call(behavior: Callable[..., Awaitable[Any]], request: Any, con
     return response
 
 
-async def _stream_call(behavior: Callable[..., Any], request: Any, context: Context) -> None:
+async def _stream_call(
+    write_timeout_s: float | None, behavior: Callable[..., Any], request: Any, context: Context
+) -> None:
     if not inspect.isasyncgenfunction(behavior):
         await behavior(request, context)
         return
     async with contextlib.aclosing(behavior(request, context)) as responses:
         async for response in responses:
-            await context.write(response)
+            try:
+                async with asyncio.timeout(write_timeout_s):
+                    await context.write(response)
+            except TimeoutError as error:
+                raise ReaderTooSlow(
+                    f"a response was not taken for {write_timeout_s:g} s; read the stream as it comes"
+                ) from error
             current_call().num_sent += 1
 
 

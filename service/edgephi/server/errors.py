@@ -16,6 +16,8 @@ import grpc
 from edgephi.server.calls import Context, Method, ScopeInterceptor, current_call
 from edgephi.server.status import answer_of, row_of
 
+STATUS_TIMEOUT_S = 1.0
+
 
 class ErrorInterceptor(ScopeInterceptor):
     """
@@ -23,10 +25,11 @@ class ErrorInterceptor(ScopeInterceptor):
 
     Args:
         log: structlog logger for failures that are ours.
+        write_timeout_s: Longest wait for a client to take a response of a stream; None for no limit.
     """
 
-    def __init__(self, log: Any) -> None:
-        super().__init__(is_innermost=True)
+    def __init__(self, log: Any, *, write_timeout_s: float | None = None) -> None:
+        super().__init__(is_innermost=True, write_timeout_s=write_timeout_s)
         self._log = log
 
     @contextlib.asynccontextmanager
@@ -42,7 +45,10 @@ class ErrorInterceptor(ScopeInterceptor):
                 raise asyncio.CancelledError from error
             self._report(method, error)
             answer = answer_of(error, request_id=current_call().request_id)
-            await context.abort(answer.code, answer.message, answer.trailers)
+            # To a client that reads nothing the status stays on its way until the connection ends; the call need not.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_TIMEOUT_S):
+                    await context.abort(answer.code, answer.message, answer.trailers)
 
     def _report(self, method: Method, error: Exception) -> None:
         row = row_of(error)

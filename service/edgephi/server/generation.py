@@ -24,6 +24,7 @@ from edgephi.server.calls import Context, current_call
 from edgephi.server.lifecycle import Lifecycle
 from edgephi.server.metrics import Metrics
 from edgephi.server.model_info import ModelInfo
+from edgephi.server.stream_buffer import StreamBuffer
 from edgephi.v1 import generation_service_pb2 as pb2
 from edgephi.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
@@ -107,31 +108,38 @@ class GenerationHandler(GenerationServiceServicer):
             raise
 
     async def _events(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        # Not bounded: one answer's events are, by the context, and a sink must not wait for a slow reader.
-        arrivals: asyncio.Queue[tuple[float, GenerationEvent]] = asyncio.Queue()
+        buffer = StreamBuffer()
         ended = asyncio.Event()
         loop, call = asyncio.get_running_loop(), current_call()
+        pace = _Pace(self._metrics)
+        cancel = functools.partial(self._generator.cancel, request.request_id)
 
         def receive(arrived_at: float, event: GenerationEvent) -> None:
             if isinstance(event, Final):
                 self._metrics.answer_ended(event.reason.value, event.usage, event.timings)
                 call.facts.update(_facts(event))
                 ended.set()
-            arrivals.put_nowait((arrived_at, event))
+            if pace.is_worth_sending(event, arrived_at) and not buffer.put(event):
+                cancel()  # the reader is told by the buffer
 
         def sink(event: GenerationEvent) -> None:
             loop.call_soon_threadsafe(receive, time.monotonic(), event)
 
         with self._lifecycle.answering(request.request_id):
             self._generator.start(request, sink)
-            cancel = functools.partial(self._generator.cancel, request.request_id)
             limit = loop.call_later(self._max_duration_s, cancel, FinishReason.DEADLINE)
-            pace = _Pace(self._metrics)
+            progress = PrefillProgress(done_tokens=0, total_tokens=len(request.prompt))
+            has_text = False
             try:
                 while True:
-                    arrived_at, event = await arrivals.get()
-                    if pace.is_worth_sending(event, arrived_at):
-                        yield event
+                    # Until the first text a sign of life every second, in the queue as well: people, and the boxes
+                    # between them and us, give up on a silent connection.
+                    event = await _next(buffer, None if has_text else PROGRESS_INTERVAL_S) or progress
+                    if isinstance(event, PrefillProgress):
+                        progress = event
+                    else:
+                        has_text = True
+                    yield event
                     if isinstance(event, Final):
                         return
             finally:
@@ -142,6 +150,15 @@ class GenerationHandler(GenerationServiceServicer):
                     # log complete and keeps the answer among the active ones until its pages are free.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(ended.wait(), CANCEL_WAIT_S)
+
+
+async def _next(buffer: StreamBuffer, timeout_s: float | None) -> GenerationEvent | None:
+    """Return the next event, or None if there is none in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await buffer.get()
+    except TimeoutError:
+        return None
 
 
 def _facts(final: Final) -> dict[str, int | float | str | None]:

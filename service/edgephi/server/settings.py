@@ -35,6 +35,7 @@ class ServerSettings:
         reflection: Serve the description of the services to tools.
         max_message_bytes: Longest message accepted, at least 1,024.
         max_duration_s: Most seconds for one answer; it then ends with what exists and the reason DEADLINE.
+        write_timeout_s: Most seconds that a client may leave a response of a stream untaken; its call then ends.
         max_connections: Most open connections.
         max_streams: Most calls at once on one connection.
         keepalive_s: Silence in seconds after which the server asks a connection whether it is alive.
@@ -55,6 +56,7 @@ class ServerSettings:
     reflection: bool = True
     max_message_bytes: int = 1 << 20
     max_duration_s: float = 1800.0
+    write_timeout_s: float = 30.0
     max_connections: int = 64
     max_streams: int = 64
     keepalive_s: float = 20.0
@@ -67,6 +69,7 @@ class ServerSettings:
         for name, value, low in (
             ("max_message_bytes", self.max_message_bytes, 1024),
             ("max_duration_s", self.max_duration_s, 1),
+            ("write_timeout_s", self.write_timeout_s, 0.1),
             ("max_connections", self.max_connections, 1),
             ("max_streams", self.max_streams, 1),
             ("keepalive_s", self.keepalive_s, 1),

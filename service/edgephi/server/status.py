@@ -19,6 +19,7 @@ from edgephi.errors import (
     CompileFailed,
     ConfigError,
     CpuUnsupported,
+    DeadlineTooShort,
     EdgephiError,
     EngineFailed,
     FieldViolation,
@@ -29,7 +30,11 @@ from edgephi.errors import (
     ModelNotFound,
     NotReady,
     Overloaded,
+    PermissionDenied,
     PromptTooLong,
+    ReaderTooSlow,
+    RequestQuarantined,
+    Unauthenticated,
     UnsupportedModel,
 )
 
@@ -73,6 +78,11 @@ STATUS_TABLE: Mapping[type[EdgephiError], StatusRow] = MappingProxyType(
         PromptTooLong: StatusRow(_Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
         # The delay is the error's own.
         Overloaded: StatusRow(_Code.RESOURCE_EXHAUSTED, "OVERLOADED", 1_000),
+        ReaderTooSlow: StatusRow(_Code.RESOURCE_EXHAUSTED, "READER_TOO_SLOW"),
+        DeadlineTooShort: StatusRow(_Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT"),
+        RequestQuarantined: StatusRow(_Code.FAILED_PRECONDITION, "REQUEST_QUARANTINED"),
+        Unauthenticated: StatusRow(_Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+        PermissionDenied: StatusRow(_Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
         NotReady: StatusRow(_Code.UNAVAILABLE, "NOT_READY", 1_000),
         EngineFailed: StatusRow(
             _Code.UNAVAILABLE, "ENGINE_FAILED", 2_000, "the engine failed while computing; its log says why"
