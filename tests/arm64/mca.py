@@ -20,7 +20,7 @@ import tvm
 
 from edgephi.compiler.kernels.activations import GROUP, Activations
 from edgephi.compiler.kernels.matmul_q4 import matmul_q4
-from edgephi.compiler.targets import COMPILE_TARGETS
+from edgephi.compiler.targets import COMPILE_TARGETS, Dot
 
 _ITERATIONS = 200
 _HIDDEN = 3072  # Phi-3-mini's, so the output projection: a square matrix
@@ -85,9 +85,20 @@ class Loop:
     num_spills: int
 
 
-def inner_loop(assembly: str) -> Loop:
+def kernel_loop(level: str, *, one_token: bool) -> Loop:
+    """Return the inner loop of a level's kernel for as many tokens as its tile has, or for one."""
+    if one_token and COMPILE_TARGETS[level].kernel.dot is Dot.SMMLA:
+        return inner_loop(kernel_assembly(level, one_token=False), without="smmla")  # it has a form for one token
+    return inner_loop(kernel_assembly(level, one_token=one_token))
+
+
+def inner_loop(assembly: str, without: str | None = None) -> Loop:
     """
     Find the innermost loop that multiplies most integers; of equals the shortest, which unpacks for most tokens.
+
+    Args:
+        assembly: Machine code.
+        without: An instruction that is not in the loop.
 
     Raises:
         ValueError: If there is none, or a turn does not take whole groups of weights.
@@ -102,6 +113,7 @@ def inner_loop(assembly: str) -> Loop:
     innermost = [a for a in spans if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     bodies = [[line for line in lines[first : last + 1] if line and not re.match(r"[.#]|.*:$", line)]
               for first, last in innermost]  # fmt: skip
+    bodies = [body for body in bodies if without is None or not any(line.split()[0] == without for line in body)]
     if not bodies:
         raise ValueError("the kernel has no loop")
     body = max(bodies, key=lambda lines: (_products(lines), -len(lines)))
@@ -116,7 +128,9 @@ def _products(body: list[str]) -> int:
     """Return how many products the instructions add up."""
     found = 0
     for line in body:
-        if re.match(r"(s|u|us|su)dot\s+v\d+\.4s", line):
+        if re.match(r"smmla\s+v\d+\.4s", line):
+            found += 32
+        elif re.match(r"(s|u|us|su)dot\s+v\d+\.4s", line):
             found += 16
         elif re.match(r"(mla|mul|[su]ml[as]l2?|[su]mull2?)\s+v\d+\.4s", line):
             found += 4
@@ -162,10 +176,7 @@ def find_mca() -> str:
 def main() -> None:
     """Print a row for each core, in Markdown: one token, then as many as a tile has."""
     levels = list(dict.fromkeys(core.level for core in CORES))
-    ones, tiles = (
-        {level: inner_loop(kernel_assembly(level, one_token=one_token)) for level in levels}
-        for one_token in (True, False)
-    )
+    ones, tiles = ({level: kernel_loop(level, one_token=one_token) for level in levels} for one_token in (True, False))
     _print_head("level", "tokens", "products a turn", "instructions a turn", "spills a turn")
     for level in levels:
         for tokens, loop in ((1, ones[level]), (COMPILE_TARGETS[level].kernel.tile_tokens, tiles[level])):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.arm64.mca import inner_loop, kernel_assembly
+from tests.arm64.mca import inner_loop, kernel_loop
 
 from edgephi.compiler.kernels.activations import GROUP
+from edgephi.compiler.targets import COMPILE_TARGETS, Dot
 
 ASSEMBLY = """
 outer:
@@ -55,14 +56,23 @@ def test_code_without_whole_groups_is_refused() -> None:
 @pytest.mark.parametrize("one_token", [True, False])
 def test_the_kernels_of_every_level_have_such_a_loop_without_spills(one_token: bool, level: str) -> None:
     """A turn of each level's kernel takes some groups of 32 weights of whole vectors of rows, all in registers."""
-    loop = inner_loop(kernel_assembly(level, one_token=one_token))
+    loop = kernel_loop(level, one_token=one_token)
     assert loop.num_products % (4 * GROUP) == 0
     assert loop.num_spills == 0
 
 
-def test_high_codes_are_shifted_and_not_masked(level: str) -> None:
-    """A register of packed codes is shifted once, by bytes, and masked once, for its low codes."""
-    loop = inner_loop(kernel_assembly(level, one_token=True))
+def test_a_loop_with_another_instruction_can_be_passed_over() -> None:
+    """The form for one token is the busiest loop without the instruction of the other form."""
+    of_pairs = ".LBB1_1:\n" + 2 * "\tsmmla\tv1.4s, v2.16b, v3.16b\n" + "\tb.ne\t.LBB1_1\n"
+    assert inner_loop(ASSEMBLY + of_pairs).num_products == 64
+    assert inner_loop(ASSEMBLY + of_pairs, without="smmla").num_products == 32
+
+
+def test_codes_are_shifted_or_masked_and_not_both(level: str) -> None:
+    """A register of packed codes is shifted once, by bytes, for half of its codes and masked once for the others."""
+    loop = kernel_loop(level, one_token=True)
     num_registers = loop.num_products // 32
-    assert sum(bool(re.match(r"ushr\s+v\d+\.16b.*#4$", line)) for line in loop.lines) == num_registers
-    assert sum(bool(re.match(r"and\s+v\d+\.16b", line)) for line in loop.lines) == num_registers
+    shift = "shl" if COMPILE_TARGETS[level].kernel.dot is Dot.SMMLA else "ushr"
+    assert sum(bool(re.match(rf"{shift}\s+v\d+\.16b.*#4$", line)) for line in loop.lines) == num_registers
+    masks = sum(bool(re.match(r"and\s+v\d+\.16b", line)) for line in loop.lines)
+    assert masks == num_registers + (shift == "shl")  # one sets off where sums of two lanes start

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import structlog
-from tests.bench.cpu_group import CpuGroup, NoCpuGroup, cpu_group
+from tests.bench.control_group import CpuGroup, NoControlGroup, cpu_group
 
 from edgephi.artifact.synth import synthesize
 from edgephi.engine.core import Engine, EngineConfig
@@ -143,7 +143,7 @@ def main() -> None:
         print(f"{'s':>6} {'quota':>6} {'level':>5} {'most':>4} {'chunk':>5} {'run':>4} {'wait':>5} {'tok/s each':>10}")
         try:
             story = show(scenario, tell=_print_moment)
-        except NoCpuGroup as error:
+        except NoControlGroup as error:
             sys.exit(str(error))
     print(f"\nfloor {story.floor_tokens_per_s:.1f} tok/s; answers by their end: {story.ends}")
     print(f"{story.num_compared} answers that lived through a change asked again alone: {story.num_different} differ")
@@ -154,7 +154,7 @@ def show(scenario: Scenario, *, tell: Callable[[Moment], None] = lambda _: None)
     Run a scenario; the last phase ends early once the plan is in force again.
 
     Raises:
-        NoCpuGroup: If this process may not limit processors.
+        NoControlGroup: If this process may not limit processors.
     """
     story = Story()
     with cpu_group() as group, _worker(scenario, group) as worker:

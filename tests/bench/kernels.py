@@ -32,7 +32,7 @@ import tvm_ffi
 from edgephi.artifact.bundle import ALIGNMENT, STREAM_MULTIPLE
 from edgephi.artifact.quantization import Bits
 from edgephi.compiler.kernels.activations import Activations, quantize_reference
-from edgephi.compiler.kernels.matmul_q4 import matmul_q4, pack
+from edgephi.compiler.kernels.matmul_q4 import matmul_q4, pack, room_shape
 from edgephi.compiler.kernels.stream import STREAM_PARTS, stream_read
 from edgephi.compiler.targets import COMPILE_TARGETS
 from edgephi.profile.isa import host_arch, host_features, supported_levels
@@ -48,6 +48,7 @@ TOKENS = (1, 2, 4, 8, 64)
 class Kernels:
     """The compiled kernels of one level, and a matrix packed for them."""
 
+    level: str
     multiply: Callable[..., None]
     read: Callable[..., None]
     packed: npt.NDArray[np.uint8]
@@ -68,9 +69,9 @@ def main() -> None:
     out.write("| tokens | GB/s of weights | GMAC/s |\n|---|---|---|\n")
     kernels = compile_for(options.level, *IN_CACHE, options.bits)
     for tokens in TOKENS:
-        *inputs, result = activations(tokens, *IN_CACHE)
+        inputs, results = tensors(options.level, tokens, *IN_CACHE)
         weights = tvm_ffi.from_dlpack(aligned(kernels.packed))
-        multiply = partial(kernels.multiply, *inputs, weights, result)
+        multiply = partial(kernels.multiply, *inputs, weights, *results)
         seconds = min(timed(multiply) for _ in range(200))
         macs = tokens * IN_CACHE[0] * IN_CACHE[1]
         out.write(f"| {tokens} | {kernels.packed.nbytes / seconds / 1e9:.1f} | {macs / seconds / 1e9:.0f} |\n")
@@ -90,8 +91,8 @@ def from_memory(kernels: Kernels, rounds: int, write: Callable[[str], Any]) -> N
     whole = tvm_ffi.from_dlpack(memory[: memory.nbytes // STREAM_MULTIPLE * STREAM_MULTIPLE])
     sums = tvm_ffi.from_dlpack(aligned(np.zeros((STREAM_PARTS, 16), np.int32)))
     for tokens in TOKENS:
-        *inputs, result = activations(tokens, *FROM_MEMORY)
-        calls = [partial(kernels.multiply, *inputs, matrix, result) for matrix in matrices]
+        inputs, results = tensors(kernels.level, tokens, *FROM_MEMORY)
+        calls = [partial(kernels.multiply, *inputs, matrix, *results) for matrix in matrices]
         read = partial(kernels.read, whole, sums)
         turns = [(sum(timed(call) for call in calls), timed(read)) for _ in range(rounds)]
         speed = [copies * size / seconds for seconds, _ in turns]
@@ -114,14 +115,20 @@ def compile_for(level: str, n: int, k: int, bits: Bits) -> Kernels:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, (1 << bits) - 1, (n, k), dtype=np.uint8)
     packed = pack(codes, rng.random((n, k // 32)).astype(np.float16), target.kernel, bits)
-    return Kernels(library["multiply"], library["read"], packed)
+    return Kernels(level, library["multiply"], library["read"], packed)
 
 
-def activations(tokens: int, n: int, k: int) -> list[Any]:
-    """Return int8 activations with their scales, and room for the result."""
+def tensors(level: str, tokens: int, n: int, k: int) -> tuple[list[Any], list[Any]]:
+    """Return int8 activations with their scales, and what the kernel writes to: the result and its room."""
     x = np.random.default_rng(1).standard_normal((tokens, k)).astype(np.float32)
-    arrays: list[npt.NDArray[Any]] = [*quantize_reference(x), np.zeros((tokens, n), np.float32)]
-    return [tvm_ffi.from_dlpack(aligned(array)) for array in arrays]
+    written: list[npt.NDArray[Any]] = [np.zeros((tokens, n), np.float32)]
+    room = room_shape(tokens, k, COMPILE_TARGETS[level].kernel, Activations.INT8)
+    if room is not None:
+        written.append(np.zeros(room, np.int8))
+    inputs, results = (
+        [tvm_ffi.from_dlpack(aligned(array)) for array in arrays] for arrays in (quantize_reference(x), written)
+    )
+    return inputs, results
 
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 
 from edgephi.artifact.quantization import Bits
 from edgephi.compiler.kernels.activations import ROOM, Activations, quantize_reference
-from edgephi.compiler.kernels.matmul_q4 import block_rows, matmul_q4, matmul_q4_reference, pack, packed_shape
-from edgephi.compiler.targets import COMPILE_TARGETS
+from edgephi.compiler.kernels.matmul_i8mm import pairs_reference, pairs_shape
+from edgephi.compiler.kernels.matmul_q4 import (
+    block_rows,
+    matmul_q4,
+    matmul_q4_reference,
+    pack,
+    packed_shape,
+    room_shape,
+)
+from edgephi.compiler.targets import COMPILE_TARGETS, Dot
 from edgephi.errors import UnsupportedModel
 
 Build = Callable[..., Any]
@@ -25,9 +33,10 @@ Case = tuple[int, int, str, Activations, bool, Bits]  # n, k, scale dtype, activ
 
 ROWS = (16, 32, 48, 64, 192)
 COLUMNS = (32, 96)
-TOKENS = (0, 1, 2, 3, 4, 5, 7, 10)
+TOKENS = (0, 1, 2, 3, 4, 5, 7, 10, 21)
 SCALES = ("float16", "float32")
 BITS: tuple[Bits, ...] = (4, 3)
+LANE_LEVELS = [name for name, target in COMPILE_TARGETS.items() if target.kernel.dot is not Dot.SMMLA]
 
 
 def _cases() -> list[Case]:
@@ -140,7 +149,7 @@ def test_zero_activations_give_the_residual(level: str, library: Any, run: Run) 
     data=st.data(),
     n=st.sampled_from(ROWS),
     k=st.sampled_from(COLUMNS),
-    level_name=st.sampled_from(list(COMPILE_TARGETS)),
+    level_name=st.sampled_from(LANE_LEVELS),
 )
 def test_packing_keeps_every_code_and_scale(data: st.DataObject, n: int, k: int, level_name: str) -> None:
     """Reading packed bytes back as the module draws them gives the matrix that was packed."""
@@ -164,7 +173,7 @@ def test_packing_keeps_every_code_and_scale(data: st.DataObject, n: int, k: int,
         assert stored == scales[block * rows + row, group]
 
 
-@given(data=st.data(), n=st.sampled_from(ROWS), level_name=st.sampled_from(list(COMPILE_TARGETS)))
+@given(data=st.data(), n=st.sampled_from(ROWS), level_name=st.sampled_from(LANE_LEVELS))
 def test_packing_keeps_every_three_bit_code_and_scale(data: st.DataObject, n: int, level_name: str) -> None:
     """Reading packed bytes of 3-bit codes back as the module draws them gives the matrix that was packed."""
     k, shape = 96, COMPILE_TARGETS[level_name].kernel
@@ -186,6 +195,72 @@ def test_packing_keeps_every_three_bit_code_and_scale(data: st.DataObject, n: in
     for block, group, row in np.ndindex(n // rows, k // 32, rows):
         stored = packed[block, group, 12 * rows + 2 * row : 12 * rows + 2 * row + 2].view(np.float16)
         assert stored == scales[block * rows + row, group]
+
+
+@given(
+    data=st.data(), n=st.sampled_from(ROWS), k=st.sampled_from(COLUMNS), bits=st.sampled_from(BITS),
+    level_name=st.sampled_from([name for name in COMPILE_TARGETS if name not in LANE_LEVELS]),
+)  # fmt: skip
+def test_packing_in_pairs_keeps_every_code_and_scale(
+    data: st.DataObject, n: int, k: int, bits: Bits, level_name: str
+) -> None:
+    """Reading bytes packed for smmla back as its module draws them gives the matrix that was packed."""
+    shape = COMPILE_TARGETS[level_name].kernel
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(0, 1 << bits, (n, k), dtype=np.uint8)
+    scales = rng.standard_normal((n, k // 32)).astype(data.draw(st.sampled_from(SCALES)))
+    packed, rows, width = pack(codes, scales, shape, bits), block_rows(n, shape), scales.itemsize
+    groups = k // 32
+    assert packed.shape == packed_shape(n, k, shape, scales.dtype.name, bits)
+    assert packed.shape == (n // rows, groups, rows * (4 * bits + width))
+    unpacked = np.full((n, k), 255, np.uint8)
+    for block, group, quad, register, i in np.ndindex(n // rows, groups, rows // 4, 8, 16):
+        planes = [int(packed[block, group, (quad * bits + plane) * 16 + i]) for plane in range(bits)]
+        if bits == 4:
+            stored = planes[register // 2] >> 4 * (register % 2) & 15
+        elif register < 6:
+            stored = planes[register // 2] >> 5 * (register % 2) & 7
+        else:
+            stored = planes[register - 6] >> 3 & 3 | (planes[2] >> (register - 3) & 1) << 2
+        signed = stored - (1 << bits if stored >> (bits - 1) else 0)
+        row = block * rows + quad * 4 + register // 4 * 2 + i // 8
+        unpacked[row, group * 32 + register % 4 * 8 + i % 8] = 7 - signed if bits == 4 else 4 + signed
+    np.testing.assert_array_equal(unpacked, codes)
+    of_scales = packed[:, :, 4 * bits * rows :].copy().view(scales.dtype)
+    np.testing.assert_array_equal(of_scales.transpose(0, 2, 1).reshape(n, groups), scales)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_twin_of_pairs_lays_out_two_tokens_at_a_time(bits: Bits) -> None:
+    """A pair's eighths alternate between its tokens, scales follow, and a last token is its own partner."""
+    rng = np.random.default_rng(9)
+    for t in (0, 1, 2, 5):
+        q, s, _ = quantize_reference(rng.standard_normal((t, 96)).astype(np.float32))
+        pairs = pairs_reference(q, s, bits)
+        assert pairs.shape == pairs_shape(t, 96)
+        for pair, group, token in np.ndindex(len(pairs), 3, 2):
+            at = min(2 * pair + token, t - 1)
+            found = [pairs[pair, group, 16 * eighth + 8 * token :][:8] for eighth in range(4)]
+            np.testing.assert_array_equal(np.concatenate(found), q[at, group * 32 : group * 32 + 32])
+            of_token = pairs[pair, group, 64 + 8 * token : 72 + 8 * token].view(np.float32)
+            assert of_token.tolist() == [s[at, group] / (-16 if bits == 4 else 32)] * 2
+
+
+@pytest.mark.tvm
+def test_pairs_agree_with_their_twin(level: str, library: Any, run: Run) -> None:
+    """The room behind the result holds the activations in pairs, bit for bit, where a level's kernel has it."""
+    n, k = 64, 96
+    for bits in BITS:
+        kernel = library[_name((n, k, "float16", Activations.INT8, False, bits))]
+        w = pack(np.zeros((n, k), np.uint8), np.ones((n, 3), np.float16), COMPILE_TARGETS[level].kernel, bits)
+        for t in TOKENS:
+            room = room_shape(t, k, COMPILE_TARGETS[level].kernel, Activations.INT8)
+            assert (room is None) == (level in LANE_LEVELS)
+            if room is not None:
+                inputs = quantize_reference(np.random.default_rng(t).standard_normal((t, k)).astype(np.float32))
+                pairs = np.zeros(room, np.int8)
+                run(kernel, *inputs, w, out=(np.zeros((t, n), np.float32), pairs))
+                np.testing.assert_array_equal(pairs, pairs_reference(*inputs[:2], bits))
 
 
 def test_shapes_the_kernels_cannot_run_are_refused_with_their_number() -> None:
@@ -215,9 +290,11 @@ def _multiply(
     bits: Bits = 4,
 ) -> F32Array:
     """Run a kernel on activations (t, k) and a matrix (n, k); (t, n)."""
-    w = pack(codes, scales, COMPILE_TARGETS[level].kernel, bits)
+    shape = COMPILE_TARGETS[level].kernel
+    w = pack(codes, scales, shape, bits)
     inputs = (x,) if activations is Activations.FLOAT32 else quantize_reference(x)
     out = np.full((len(x), len(codes)), np.nan, np.float32)
     last = () if residual is None else (residual,)
-    run(kernel, *inputs, w, *last, out=(out,))
+    room = room_shape(len(x), x.shape[1], shape, activations)
+    run(kernel, *inputs, w, *last, out=(out,) if room is None else (out, np.zeros(room, np.int8)))
     return out

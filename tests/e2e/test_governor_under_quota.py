@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from tests.bench.cpu_group import NoCpuGroup
+from tests.bench.control_group import NoControlGroup
 from tests.bench.governor import Scenario, show
 
 from edgephi.artifact.synth import synthesize
@@ -31,7 +31,7 @@ def test_limits_follow_a_cpu_quota_and_no_answer_suffers(tmp_path: Path) -> None
     )
     try:
         story = show(scenario)
-    except NoCpuGroup as reason:
+    except NoControlGroup as reason:
         pytest.skip(str(reason))
     full, restored = ([m for m in story.moments if m.quota == 100.0], story.moments[-1])
     assert full[0].speed_level == 0

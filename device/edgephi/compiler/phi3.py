@@ -27,7 +27,7 @@ from edgephi.compiler.kernels.activations import GROUP, Activations
 from edgephi.compiler.kernels.attention import attention
 from edgephi.compiler.kernels.embedding import embed, take_rows
 from edgephi.compiler.kernels.kv_pages import page_elements
-from edgephi.compiler.kernels.matmul_q4 import matmul_q4, packed_shape
+from edgephi.compiler.kernels.matmul_q4 import matmul_q4, packed_shape, room_shape
 from edgephi.compiler.kernels.norm import rms_norm
 from edgephi.compiler.kernels.rope import rope_angles, rope_append
 from edgephi.compiler.kernels.stream import STREAM_PARTS, stream_read
@@ -285,7 +285,12 @@ class _Builder:
             residual=residual is not None, bits=quantization.bits(name),
         )  # fmt: skip
         args = [*x, weights[f"{name}.w"], *([] if residual is None else [residual])]
-        return self._call(f"matmul_{kind.replace('.', '_')}", kernel, args, [_f32(rows, n)])
+        out = [_f32(rows, n)]
+        room = room_shape(rows, k, self._target.kernel, self._options.activations)
+        if room is not None:
+            out.append(relax.TensorType(list(room), "int8"))
+        result = self._call(f"matmul_{kind.replace('.', '_')}", kernel, args, out)
+        return result if room is None else self._bb.emit(relax.TupleGetItem(result, 0))
 
     def _append(
         self, qkv: Expr, cos: Expr, sin: Expr, slots: Expr, pages: Expr, pages_type: Expr, layer: int, t: Expr

@@ -24,12 +24,13 @@ class Dot(enum.Enum):
     PMADDUBSW = "pmaddubsw"  # AVX2, 8 lanes; sums of a group stay in int16
     SMULL = "smull"  # any ARMv8, 4 lanes; sums of a group stay in int16
     SDOT = "sdot"  # ARMv8.2 dotprod, 4 lanes
+    SMMLA = "smmla"  # ARMv8.6 i8mm, 2 rows by 2 tokens; sdot for one token and in attention
     GENERIC = "generic"  # shifts and multiplies that LLVM vectorizes for any CPU
 
     @property
     def is_neon(self) -> bool:
         """Whether it is an ARM instruction, of which all take signed bytes on both sides."""
-        return self in (Dot.SMULL, Dot.SDOT)
+        return self in (Dot.SMULL, Dot.SDOT, Dot.SMMLA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,8 @@ class KernelShape:
         dot: Which instruction multiplies.
         lanes: Output rows in one vector register.
         tile_vectors: Vectors of output rows in a tile; tile_vectors * lanes divides block_rows.
-        tile_tokens: Tokens in a tile of the matrix-matrix kernel: 1, 2 or 4. Accumulators: 2 x tile_vectors x
-            tile_tokens.
+        tile_tokens: Tokens in a tile of the matrix-matrix kernel: 1, 2 or 4, with SMMLA 8. Accumulators: 2 x
+            tile_vectors x tile_tokens.
         block_rows: Most output rows in a packed block: 16, 32 or 64.
     """
 
@@ -85,6 +86,7 @@ _ARM = "aarch64-linux-gnu"
 _GENERIC_16 = KernelShape(dot=Dot.GENERIC, lanes=16, tile_vectors=1, tile_tokens=1, block_rows=16)
 # More vectors or tokens spill.
 _SDOT = KernelShape(dot=Dot.SDOT, lanes=4, tile_vectors=2, tile_tokens=4, block_rows=16)
+_SMMLA = KernelShape(dot=Dot.SMMLA, lanes=4, tile_vectors=1, tile_tokens=8, block_rows=16)
 
 COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
     {
@@ -118,7 +120,7 @@ COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
                 triple=_ARM,
                 cpu="generic",
                 attributes=("+v8.2a", "+neon", "+fullfp16", "+dotprod", "+i8mm"),
-                kernel=_SDOT,
+                kernel=_SMMLA,
             ),
             CompileTarget(
                 level="armv8.2-dotprod",
@@ -137,12 +139,7 @@ COMPILE_TARGETS: Mapping[str, CompileTarget] = MappingProxyType(
         )
     }
 )
-"""
-How to compile for each level.
-
-ARMv8.6 multiplies with ``sdot`` too. ``smmla`` halves the multiplications, but pairing rows and tokens for it and
-taking the pairs apart again costs as many instructions in groups of only 32 inputs (docs/log.md).
-"""
+"""How to compile for each level."""
 
 
 def compile_target(level: str) -> CompileTarget:

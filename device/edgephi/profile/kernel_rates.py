@@ -49,11 +49,11 @@ def _part(rate: KernelRate, parts: int, why: str) -> KernelRate:
 
 
 _BOUNDED = {
-    "Cortex-A72": _bounded(3.16, 6.3),
-    "Cortex-A76": _bounded(5.87, 15.0),
-    "Cortex-A55": _bounded(1.99, 6.4),
-    "Cortex-X1": _bounded(11.71, 30.1),
-    "Cortex-X2": _bounded(12.20, 31.9),
+    "Cortex-A72": _bounded(3.25, 6.9),
+    "Cortex-A76": _bounded(6.84, 18.9),
+    "Cortex-A55": _bounded(2.22, 6.7),
+    "Cortex-X1": _bounded(13.66, 37.8),
+    "Cortex-X2": _bounded(12.48, 60.0),
 }
 # 86.5 GB/s of weights with one token and 443 GMAC/s with 64 in cache, one Zen 5 core at 4.2 GHz.
 _AVX512 = KernelRate(86.5 / 4.2 / _BYTES_PER_WEIGHT, 443 / 4.2, Evidence.MEASURED, "make bench-kernels, docs/log.md")

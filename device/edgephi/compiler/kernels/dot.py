@@ -79,6 +79,7 @@ class ByteDot:
             Dot.VPDPBUSD_512: "llvm.x86.avx512.vpdpbusd.512",
             Dot.VPDPBUSD_256: "llvm.x86.avx512.vpdpbusd.256",
             Dot.SDOT: "llvm.aarch64.neon.sdot.v4i32.v16i8",
+            Dot.SMMLA: "llvm.aarch64.neon.sdot.v4i32.v16i8",  # smmla multiplies matrices; its CPUs have both
         }[self.kind]
         return v.intrinsic(name, f"int32x{lanes}", acc, self._bytes(unsigned), self._bytes(signed))
 

@@ -25,9 +25,13 @@ With 3 bits a code, two codes leave two bits of a byte free, and those of three 
 
 which takes 17 operations to unpack eight registers of codes; two bits in one plane and the third in another take 29,
 and 4-bit codes 12.
+
+Where smmla multiplies, codes lie otherwise in as many bytes, and the kernel is that of ``kernels.matmul_i8mm``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +43,7 @@ from edgephi.artifact.quantization import ZERO_CODE_Q3, Bits
 from edgephi.compiler.kernels import vector as v
 from edgephi.compiler.kernels.activations import GROUP, ZERO_POINT, Activations
 from edgephi.compiler.kernels.dot import ByteDot
+from edgephi.compiler.kernels.matmul_i8mm import matmul_i8mm, pack_codes, pairs_shape
 from edgephi.compiler.targets import Dot, KernelShape
 from edgephi.errors import UnsupportedModel
 
@@ -90,18 +95,32 @@ def pack(
     blocks, groups, size = packed_shape(n, k, shape, scales.dtype.name, bits)
     rows, code_bytes = n // blocks, 4 * bits * (n // blocks)
     packed = np.empty((blocks, groups, size), np.uint8)
+    code_packer = pack_codes if shape.dot is Dot.SMMLA else _pack_codes
+    packed[:, :, :code_bytes] = code_packer(codes, blocks, bits)
+    by_group = np.ascontiguousarray(scales.reshape(blocks, rows, groups).transpose(0, 2, 1))
+    packed[:, :, code_bytes:] = by_group.view(np.uint8).reshape(blocks, groups, -1)
+    return packed
+
+
+def _pack_codes(codes: npt.NDArray[np.uint8], blocks: int, bits: Bits) -> npt.NDArray[np.uint8]:
+    """Return the codes (n, k) of a matrix as the module draws them, (blocks, groups, bytes)."""
+    n, k = codes.shape
+    rows, groups = n // blocks, k // GROUP
     tiles = codes.reshape(blocks, rows, groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
-    pairs = tiles[:, :, :, 0] | (tiles[:, :, :, 1] << bits)  # (blocks, groups, 4, rows, 4)
+    # (blocks, groups, 4, rows, 4)
+    pairs: npt.NDArray[np.uint8] = tiles[:, :, :, 0] | (tiles[:, :, :, 1] << np.uint8(bits))
     if bits == 3:
         low, high = tiles[:, :, 3, 0], tiles[:, :, 3, 1]
         pairs = pairs[:, :, :3]
         pairs[:, :, 0] |= low << 6
         pairs[:, :, 1] |= high << 6
         pairs[:, :, 2] |= (low >> 2) << 6 | (high >> 2) << 7
-    packed[:, :, :code_bytes] = pairs.reshape(blocks, groups, code_bytes)
-    by_group = np.ascontiguousarray(scales.reshape(blocks, rows, groups).transpose(0, 2, 1))
-    packed[:, :, code_bytes:] = by_group.view(np.uint8).reshape(blocks, groups, -1)
-    return packed
+    return pairs.reshape(blocks, groups, -1)
+
+
+def room_shape(t: Any, k: int, shape: KernelShape, activations: Activations) -> tuple[Any, ...] | None:
+    """Return the shape of the int8 room that the kernel needs for *t* rows, a number or symbolic; most need none."""
+    return pairs_shape(t, k) if shape.dot is Dot.SMMLA and activations is Activations.INT8 else None
 
 
 def matmul_q4(
@@ -111,11 +130,14 @@ def matmul_q4(
     Build ``matmul(activations..., w, [residual], out)``: ``out = x @ dequantize(w).T [+ residual]``.
 
     Shapes: activations of t rows and k columns as ``kernels.activations`` says; w as :func:`pack` makes it;
-    residual and out (t, n) float32.
+    residual and out (t, n) float32. Behind out comes the room of :func:`room_shape`, where there is any.
 
     Raises:
         UnsupportedModel: If n is not a multiple of 16 or k not of 32.
     """
+    if shape.dot is Dot.SMMLA:
+        packed = packed_shape(n, k, shape, scale_dtype, bits)
+        return matmul_i8mm(n, k, packed, shape, scale_dtype, activations, residual=residual, bits=bits)
     if activations is Activations.FLOAT32:
         return _matmul_float(n, k, shape, scale_dtype, residual, bits)
     return _matmul_int8(n, k, shape, scale_dtype, residual, bits)
