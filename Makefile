@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels bench-memory bench-prediction bench-governor precision quantizations pocket pocket-scores golden wheel clean
+.PHONY: help setup observability demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels bench-memory bench-prediction bench-governor precision quantizations pocket pocket-scores golden wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,10 @@ format: $(VENV)/.developer ## rewrite the code in the house format
 proto: $(VENV)/.developer ## regenerate the Python of the contract
 	$(BIN)/python proto/generate.py
 
+observability: $(VENV)/.installed ## write the Grafana dashboard and the table of metrics again
+	$(BIN)/python deploy/grafana/generate.py
+	$(BIN)/python docs/generate.py
+
 build/phi3-mini-4k-synth: | $(VENV)/.installed
 	$(BIN)/edgephi model synth phi3-mini-4k --out $@
 
@@ -98,8 +102,8 @@ build/peers/openvino: | build/peers-venv/.installed
 bench-peers: $(VENV)/.installed | build/phi3-mini-4k-synth build/peers/phi3.gguf build/peers/onnx build/peers/openvino ## compare with llama.cpp, ONNX Runtime GenAI and OpenVINO (24 GB of RAM, 12 GB of disk, an hour)
 	$(BIN)/python -m tests.bench.compare
 
-bench-memory: $(VENV)/.installed | build/phi3-mini-4k-synth ## compare predicted and measured peak memory of servers
-	$(BIN)/python -m tests.bench.memory --model build/phi3-mini-4k-synth
+bench-memory: $(VENV)/.installed | build/phi3-mini-4k-synth ## compare predicted and measured peak memory of servers in control groups (root)
+	$(BIN)/python -m tests.bench.memory --model pocket --model build/phi3-mini-4k-synth
 
 bench-prediction: $(VENV)/.installed | build/phi3-mini-4k-synth ## compare predicted and measured decoding speed
 	$(BIN)/python -m tests.bench.prediction --model build/phi3-mini-4k-synth

@@ -12,3 +12,5 @@ os.environ["XDG_CACHE_HOME"] = str(_BUILD / "test-cache")
 # Serving sets this for itself; tests of kernels may import TVM first.
 os.environ["TVM_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
 os.environ["EDGEPHI_MODELS"] = str(_BUILD / "test-models")
+# An empty file: nobody's own configuration counts in tests.
+os.environ["EDGEPHI_CONFIG"] = os.devnull

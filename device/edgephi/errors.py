@@ -7,7 +7,8 @@ Every error edgephi raises for input, files or hardware, in one tree.
     ├── Overloaded            no room now; retrying later may succeed
     ├── ReaderTooSlow         a client does not take its answer, so it lost it
     ├── DeadlineTooShort      the answer could not begin before the caller's deadline
-    ├── NotReady              the model is loading or the server is draining
+    ├── NotReady              the model is loading
+    │   └── Draining          the server is shutting down; another one may answer
     ├── EngineFailed          the engine or its backend failed while running requests
     ├── RequestQuarantined    computing this very request has ended the engine more than once
     ├── Unauthenticated       a call has no token, or one that is not known
@@ -59,17 +60,24 @@ class InvalidRequest(EdgephiError):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt, or the prompt and ``max_tokens``, do not fit the context in force."""
+    """
+    The prompt, or the prompt and ``max_tokens``, do not fit the context in force.
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+    Attributes:
+        prompt_tokens: Tokens of the prompt; with ``is_estimate`` it has these at least, and was not encoded.
+        max_tokens: Tokens of the answer.
+        context_tokens: What they must fit.
+    """
+
+    def __init__(self, *, prompt_tokens: int, max_tokens: int, context_tokens: int, is_estimate: bool = False) -> None:
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.context_tokens = context_tokens
         super().__init__(
             FieldViolation(
                 "max_tokens" if prompt_tokens < context_tokens else "prompt",
-                f"{prompt_tokens} prompt tokens + {max_tokens} max_tokens exceed the context of "
-                f"{context_tokens} tokens; shorten the prompt or lower max_tokens",
+                f"{'at least ' if is_estimate else ''}{prompt_tokens} prompt tokens + {max_tokens} max_tokens exceed "
+                f"the context of {context_tokens} tokens; shorten the prompt or lower max_tokens",
             )
         )
 
@@ -82,11 +90,23 @@ class Overloaded(EdgephiError):
         retry_after_ms: When a retry is likely to be admitted, in milliseconds.
         limit: Name of the limit that was reached, such as ``queue_requests``, ``queue_tokens``, ``queue_seconds``,
             ``client_requests`` or ``request_tokens``.
+        value: What was counted, in the limit's unit; None where the message alone says it.
+        most: The limit, in the same unit.
     """
 
-    def __init__(self, message: str, *, retry_after_ms: int, limit: str = "queue_requests") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_ms: int,
+        limit: str = "queue_requests",
+        value: float | None = None,
+        most: float | None = None,
+    ) -> None:
         self.retry_after_ms = retry_after_ms
         self.limit = limit
+        self.value = value
+        self.most = most
         super().__init__(message)
 
 
@@ -113,7 +133,11 @@ class DeadlineTooShort(EdgephiError):
 
 
 class NotReady(EdgephiError):
-    """The model is still loading, or the server is draining."""
+    """The model is still loading."""
+
+
+class Draining(NotReady):
+    """The server is shutting down: it takes nothing new, or could not complete an answer within its grace."""
 
 
 class EngineFailed(EdgephiError):

@@ -54,11 +54,14 @@ def test_code_without_whole_groups_is_refused() -> None:
 
 
 @pytest.mark.parametrize("one_token", [True, False])
-def test_the_kernels_of_every_level_have_such_a_loop_without_spills(one_token: bool, level: str) -> None:
-    """A turn of each level's kernel takes some groups of 32 weights of whole vectors of rows, all in registers."""
+def test_the_kernels_of_every_level_have_such_a_loop_almost_without_spills(one_token: bool, level: str) -> None:
+    """A turn of each level's kernel takes some groups of 32 weights of whole vectors of rows, sums in registers."""
     loop = kernel_loop(level, one_token=one_token)
     assert loop.num_products % (4 * GROUP) == 0
-    assert loop.num_spills == 0
+    # Where sdot multiplies several tokens, the 16 sums, their starts and the codes are a few registers too many. A
+    # smaller tile has none and is slower.
+    is_sdot_tile = COMPILE_TARGETS[level].kernel.dot is Dot.SDOT and not one_token
+    assert loop.num_spills <= (8 if is_sdot_tile else 0)
 
 
 def test_a_loop_with_another_instruction_can_be_passed_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgephi.profile.cgroup import groups
-from edgephi.profile.kernelfile import read_counts
+from edgephi.profile.kernelfile import read_counts, read_text
 
 _PERIOD_US = 100_000
 
@@ -53,8 +54,23 @@ class MemoryGroup(ControlGroup):
     """A group with a limit of memory, page cache included."""
 
     def limit(self, size_bytes: int) -> None:
-        """Let the group use so much at most."""
-        (self.folder / ("memory.max" if self.is_v2 else "memory.limit_in_bytes")).write_text(str(size_bytes))
+        """Let the group use so much at most, in whole pages; the kernel would round down."""
+        pages = -(-size_bytes // mmap.PAGESIZE)
+        name = "memory.max" if self.is_v2 else "memory.limit_in_bytes"
+        (self.folder / name).write_text(str(pages * mmap.PAGESIZE))
+
+    @property
+    def needed_bytes(self) -> int:
+        """What its processes use now: memory of their own, and the files charged to it that they have mapped."""
+        counts = read_counts(self.folder / "memory.stat")
+        names = ("anon", "file_mapped", "kernel") if self.is_v2 else ("total_rss", "total_mapped_file")
+        return sum(counts[name] for name in names)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Most that was ever charged to it, page cache included; None for version 2 before Linux 5.19."""
+        text = read_text(self.folder / ("memory.peak" if self.is_v2 else "memory.max_usage_in_bytes"))
+        return None if text is None else int(text)
 
     @property
     def num_oom_kills(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgephi.cli.compose import FAKE_ANSWER
-from edgephi.client import Client
+from edgephi.client import Client, StreamCut
 
 TIMEOUT_S = 60
 SECRET = "the-secret-word-of-this-prompt"
@@ -93,15 +93,16 @@ def test_sigterm_lets_a_running_answer_finish(serve: Any) -> None:
 
 
 def test_grace_bounds_the_drain(serve: Any) -> None:
-    """With --grace 0 a running answer ends with what it has and the reason cancelled."""
+    """With --grace 0 a running answer ends at once, and its client is told that it is a fragment."""
     with serve("--grace", "0") as server, Client(server.address, can_retry=False) as client:
         stream = client.chat("hello")
         pieces = iter(stream)
         text = next(pieces)
         assert server.stop() == 0
-        text += "".join(pieces)
-        assert stream.final is not None
-        assert stream.final.reason == "cancelled"
+        with pytest.raises(StreamCut) as caught:
+            text += "".join(pieces)
+        assert caught.value.reason == "DRAINING"
+        assert stream.final is None
         assert len(text) < len(FAKE_ANSWER)
 
 

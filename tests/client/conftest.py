@@ -26,4 +26,5 @@ model_dir = _server_fixtures.model_dir
 tokenizer = _server_fixtures.tokenizer
 device = _server_fixtures.device
 serve = _server_fixtures.serve
+pki = _server_fixtures.pki
 serve_in_thread = _server_fixtures.serve_in_thread

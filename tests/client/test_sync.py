@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from edgephi.client import (
+    AccessRefused,
     ChatMessage,
     ChatStream,
     Client,
@@ -31,6 +32,7 @@ from edgephi.client import (
 )
 from edgephi.client.options import service_config
 from edgephi.errors import ConfigError, EngineFailed, IntegrityError, InvalidRequest, Overloaded
+from edgephi.server.tokens import add_token
 from edgephi.v1 import device_pb2, generation_pb2, generation_service_pb2
 
 ANSWER = "The robot moves to the left and stops at the door."
@@ -299,3 +301,25 @@ def test_the_service_config_is_accepted_and_names_every_service() -> None:
     assert names == {f"edgephi.v1.{name}Service" for name in ("Generation", "Model", "Device")}
     codes = set(config["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"])
     assert codes <= {code.name for code in grpc.StatusCode}
+
+
+def test_files_and_token_by_name(serve_in_thread: Any, pki: Any, tmp_path: Path) -> None:
+    """Client(ca=..., cert=..., key=..., token=...) is enough for a server that asks for all of it."""
+    secret, _ = add_token(tmp_path / "tokens.json", "robot")
+    robot: Any = {kind: str(path) for kind, path in pki.client().items()}
+    with serve_in_thread(**pki.server(), tls_client_ca=pki.ca, tokens=tmp_path / "tokens.json") as running:
+        with Client(running.target, ca=str(pki.ca), **robot, token=secret) as client:
+            assert client.chat("Go").read() == ANSWER
+        with Client(running.target, ca=pki.ca, **robot, token=secret[:-1]) as client:
+            with pytest.raises(AccessRefused, match="not known here") as caught:
+                client.chat("Go").read()
+            assert (caught.value.code, caught.value.reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+        stranger = Client(running.target, ca=pki.ca, can_retry=False)
+        with stranger, pytest.raises(ServerUnavailable, match="wants a client certificate"):
+            stranger.wait_ready(0.5)
+    with pytest.raises(ConfigError, match="either these or that"):
+        Client(ca=pki.ca, tls=TlsOptions(ca=pki.ca))
+    for bad in ("", "a b", "a\nb", "\u00e4"):
+        with pytest.raises(ConfigError, match="characters that no token has") as wrong:
+            Client(ca=pki.ca, token=bad)
+        assert not bad or bad not in str(wrong.value)

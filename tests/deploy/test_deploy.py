@@ -13,15 +13,20 @@ from typing import Any
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from edgephi.cli.main import cli
 from edgephi.cli.options import DEFAULT_TARGET
 from edgephi.cli.serve import serve
+from edgephi.cli.watchdog import MAX_STALL_S
 from edgephi.client import options as client_options
+from edgephi.server.app import SERVICES
+from edgephi.server.lifecycle import LIVENESS, READINESS
 from edgephi.server.settings import ServerSettings
 
 # Read by edgephi, and no option of a command.
 OTHER_VARIABLES = {"EDGEPHI_MODELS", "EDGEPHI_DEBUG"}
+PREFIXES = {"EDGEPHI_SERVE", "EDGEPHI_HEALTH"}  # what README.md calls the variables of a command
 Variables = dict[str, click.Option]
 
 
@@ -53,9 +58,10 @@ def _unit(deploy: Path) -> configparser.RawConfigParser:
     return unit
 
 
-def _env_file(deploy: Path) -> dict[str, str]:
-    """Return the settings of edgephi.env, those that are commented out included."""
-    return dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (deploy / "edgephi.env").read_text(), flags=re.MULTILINE))
+def _settings_file(deploy: Path) -> dict[str, str]:
+    """Return the settings of edgephi.yaml as variables, those that are commented out included."""
+    found = re.findall(r"^#?([a-z_]+): (.*)$", (deploy / "edgephi.yaml").read_text(), flags=re.MULTILINE)
+    return {f"EDGEPHI_SERVE_{name.upper()}": value for name, value in found}
 
 
 def _parses(command_line: list[str]) -> bool:
@@ -72,9 +78,9 @@ def _parses(command_line: list[str]) -> bool:
 def test_every_variable_sets_an_option(deploy: Path, variables: Variables) -> None:
     """Each EDGEPHI_ variable in a deployment file is one that edgephi reads."""
     known = variables.keys() | OTHER_VARIABLES
-    for file in deploy.iterdir():
+    for file in filter(Path.is_file, deploy.rglob("*")):
         found = set(re.findall(r"\bEDGEPHI_[A-Z_]*[A-Z]\b", file.read_text()))
-        assert found <= known, file.name
+        assert found <= known | PREFIXES, file.name
 
 
 def test_values_are_ones_the_options_take(deploy: Path, variables: Variables) -> None:
@@ -82,8 +88,9 @@ def test_values_are_ones_the_options_take(deploy: Path, variables: Variables) ->
     compose = {
         name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in _compose(deploy)["environment"].items()
     }
-    for settings in (_docker_env(deploy), compose, _env_file(deploy)):
+    for settings in (_docker_env(deploy), compose, _settings_file(deploy)):
         for name, value in settings.items():
+            assert name in variables or not name.startswith("EDGEPHI_SERVE_"), name
             if name in variables:
                 variables[name].type_cast_value(click.Context(serve), value)
 
@@ -143,11 +150,11 @@ def test_ports_agree(deploy: Path) -> None:
     assert f"127.0.0.1:{port}" == DEFAULT_TARGET == client_options.DEFAULT_TARGET
     defaults = {option.name: option.default for option in serve.params}
     assert str(defaults["port"]) == port
-    metrics = _env_file(deploy)["EDGEPHI_SERVE_METRICS_PORT"]
+    metrics = _settings_file(deploy)["EDGEPHI_SERVE_METRICS_PORT"]
     assert _arguments(deploy, "EXPOSE") == [f"{port} {metrics}"]
     assert _compose(deploy)["environment"]["EDGEPHI_SERVE_METRICS_PORT"] == metrics
     assert _compose(deploy)["ports"] == [f"127.0.0.1:{number}:{number}" for number in (port, metrics)]
-    assert _env_file(deploy)["EDGEPHI_SERVE_PORT"] == port
+    assert _settings_file(deploy)["EDGEPHI_SERVE_PORT"] == port
 
 
 def test_nothing_is_published_to_the_network_without_tls(deploy: Path) -> None:
@@ -187,6 +194,37 @@ def test_unit_is_one_that_systemd_accepts(deploy: Path, tmp_path: Path) -> None:
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False, timeout=60
     )
     assert "edgephi.service" not in run.stderr
+
+
+def test_the_settings_file_has_no_mistake(deploy: Path, tmp_path: Path) -> None:
+    """`edgephi config check` accepts the file as it is, and with every commented line in force."""
+    text = (deploy / "edgephi.yaml").read_text()
+    whole = tmp_path / "edgephi.yaml"
+    whole.write_text(re.sub(r"^#([a-z_]+: )", r"\1", text, flags=re.MULTILINE))
+    assert whole.read_text() != text
+    for path in (deploy / "edgephi.yaml", whole):
+        result = CliRunner().invoke(cli, ["config", "check", str(path)])
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_health_checks_ask_for_a_name_that_load_does_not_take_off(deploy: Path) -> None:
+    """Image and Compose ask for the service, the README for the three kinds of names; the server knows all of them."""
+    (image,) = _arguments(deploy, "HEALTHCHECK")
+    command = json.loads(image[image.index("CMD") + 3 :])
+    assert command == _compose(deploy)["healthcheck"]["test"][1:]
+    assert _parses(command[1:])
+    assert command[command.index("--service") + 1] in SERVICES
+    text = (deploy / "README.md").read_text()
+    assert set(re.findall(r"service: (\w+)}", text)) == {LIVENESS, READINESS}
+    assert all(f"`{name}`" in text for name in (LIVENESS, READINESS, SERVICES[0]))
+
+
+def test_unit_is_watched_and_drains(deploy: Path) -> None:
+    """The unit counts as started when it says so, must show life, and only the server itself gets the first signal."""
+    section = _unit(deploy)["Service"]
+    assert section["Type"] == "notify"
+    assert int(section["WatchdogSec"]) / 2 > MAX_STALL_S, "an engine that hangs is ended by its supervisor first"
+    assert section["KillMode"] == "mixed"
 
 
 def test_readme_names_files_and_commands_that_exist(deploy: Path) -> None:

@@ -72,7 +72,7 @@ def test_python_examples_run(document: Path, address: str, capsys: pytest.Captur
 def test_commands_exist(document: Path) -> None:
     """Each `edgephi` command line in a document names a command and options that exist."""
     for block in re.findall(r"```(?:\w*)\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL):
-        for line in re.findall(r"^(?:\$ )?(edgephi [^#|&\n]*)", block, flags=re.MULTILINE):
+        for line in re.findall(r"^(?:\$ )?(edgephi [^#|&\n]*)", block.replace("\\\n", " "), flags=re.MULTILINE):
             assert_command_exists(shlex.split(line)[1:])
 
 

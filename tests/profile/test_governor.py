@@ -281,6 +281,17 @@ def test_memory_steps_down_and_up() -> None:
     assert [change.level_to.memory for change in machine.changes] == [3, 2, 1, 0]
 
 
+def test_mapped_weights_are_not_available() -> None:
+    """The system counts mapped weights as memory to be had; of 2148 MiB, 2 GiB of them leave 100: too little."""
+    machine = Machine(_plan(memory=PlanMemory(weights_bytes=2048 * MIB)))
+    machine.run(10, 40.0, memory_available_bytes=2148 * MIB)
+    assert machine.changes[0].reason == "memory is short: 100 MiB available"
+    machine.run(60, 40.0, memory_available_bytes=2000 * MIB)
+    assert machine.changes[-1].reason == "memory is short: 0 MiB available"
+    machine.run(400, 40.0, memory_available_bytes=3000 * MIB)
+    assert machine.governor.level == Level(0, 0)
+
+
 def test_memory_for_a_longer_request_must_be_there_first() -> None:
     """From 2048 tokens to 4096 are 392 MiB of keys and values; with less above the reserve it stays at 2048."""
     machine = Machine()

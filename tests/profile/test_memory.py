@@ -57,6 +57,34 @@ def test_guessed_tokens_widen_the_step_and_the_logits() -> None:
     assert with_guesses == 72 * row_bytes(Q4) + (1 + 2 + 4 + 8 + 16 + 32 + 64 + 128) * logits
 
 
+@pytest.mark.parametrize(
+    ("quantization", "kv_dtype", "context_tokens", "batch", "chunk_tokens", "measured_mib"),
+    [
+        ("q4f16_1", KvDtype.INT8, 256, 1, 64, 2236),
+        ("q4f16_1", KvDtype.FLOAT16, 512, 1, 64, 2379),
+        ("q4f16_1", KvDtype.FLOAT32, 512, 2, 64, 2960),
+        ("q4f16_1", KvDtype.INT8, 512, 8, 128, 3001),
+        ("q4f16_1", KvDtype.INT8, 1024, 4, 64, 2981),
+        ("q4f16_1", KvDtype.FLOAT16, 2048, 1, 16, 2953),
+        ("q4f16_1", KvDtype.INT8, 2048, 2, 256, 2998),
+        ("q4f16_1", KvDtype.INT8, 4096, 1, 64, 2978),
+        ("q3f16_g32", KvDtype.INT8, 256, 1, 64, 1805),
+        ("q3f16_g32", KvDtype.FLOAT16, 512, 1, 64, 1948),
+        ("q3f16_g32", KvDtype.FLOAT32, 512, 2, 64, 2528),
+        ("q3f16_g32", KvDtype.INT8, 512, 8, 128, 2563),
+    ],
+)
+def test_full_servers_were_measured_within_5_percent(
+    quantization: str, kv_dtype: KvDtype, context_tokens: int, batch: int, chunk_tokens: int, measured_mib: int
+) -> None:
+    """Peaks of servers under full load, as `tests.bench.memory` measured them, are predicted and not undershot."""
+    predicted = plan_memory(
+        phi3(quantization), kv_dtype=kv_dtype, batch=batch, context_tokens=context_tokens, chunk_tokens=chunk_tokens,
+        budget_bytes=0,
+    )  # fmt: skip
+    assert 1 <= predicted.peak_bytes / (measured_mib * MIB) <= 1.05
+
+
 _LOADS = st.fixed_dictionaries(
     {
         "context_tokens": st.integers(1, 4096),

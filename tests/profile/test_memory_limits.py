@@ -48,6 +48,13 @@ def test_the_smallest_bound_is_the_budget_and_is_named() -> None:
     ]
 
 
+@pytest.mark.parametrize(("others", "usable"), [(0, 2 * GIB), (4 * MIB, 2 * GIB), (5 * MIB, 2 * GIB - 5 * MIB)])
+def test_a_group_of_its_own_is_the_servers_as_a_whole(others: int, usable: int) -> None:
+    """Page tables and the like, up to 4 MiB, take nothing from what a group is limited to; another program does."""
+    limits = LimitFacts(2 * GIB, None, (), memory_left_bytes=2 * GIB - 64 * MIB - others)
+    assert memory_budget(dataclasses.replace(PI5, limits=limits)).bytes == usable
+
+
 def test_swap_is_no_memory() -> None:
     """Swap changes no budget and the reason says so."""
     without = dataclasses.replace(PI5, memory=dataclasses.replace(PI5.memory, swap_total_bytes=0))

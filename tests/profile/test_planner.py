@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -175,6 +176,16 @@ def test_too_large_is_said_with_the_numbers() -> None:
     assert plan.missing is not None
     assert f"{plan.memory.total_bytes / 1e9:.2f} GB are needed with 1024 tokens" in plan.missing
     assert "2.20 GB" in plan.missing
+
+
+def test_what_is_missing_is_seen_in_the_numbers() -> None:
+    """A budget that is 2 MB too small is told apart from what is needed by a third digit."""
+    needed = make_plan([Q4], device(2.2), stream_times(60), PlanRequest(context_tokens=1024)).memory.total_bytes
+    plan = make_plan([Q4], device((needed - 2_000_000) / 1e9), stream_times(60), PlanRequest(context_tokens=1024))
+    assert plan.missing is not None
+    told = [float(number) for number in re.findall(r"([0-9.]+) GB", plan.missing)]
+    assert told == pytest.approx([needed / 1e9, (needed - 2_000_000) / 1e9], abs=1e-3)
+    assert told[0] > told[1]
 
 
 @pytest.mark.parametrize(

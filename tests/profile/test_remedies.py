@@ -55,14 +55,14 @@ def test_more_memory_is_offered_where_it_is_what_limits() -> None:
     """A larger board where one is known, what other programs hold, else the budget that would be enough."""
     times = stream_times(80)
     board = device(
-        2.6, larger=(LargerMemory("board-4gb", 3 * GB), LargerMemory("board-8gb", 7 * GB)),
-        idle_memory_budget_bytes=round(2.8 * GB),
+        2.7, larger=(LargerMemory("board-4gb", 3 * GB), LargerMemory("board-8gb", 7 * GB)),
+        idle_memory_budget_bytes=round(2.9 * GB),
     )  # fmt: skip
     plan = make_plan([Q4], board, times, PlanRequest())
     assert "->" in remedy(plan, "board-4gb").effect
     assert remedy(plan, "stop other programs, which hold 0.20 GB").effect.startswith("context ")
     assert not any("board-8gb" in found.change for found in plan.remedies)
-    alone = make_plan([Q4], device(2.6), times, PlanRequest(batch=1))
+    alone = make_plan([Q4], device(2.65), times, PlanRequest(batch=1))
     needed = float(re.findall(r"budget of ([\d.]+)", remedy(alone, "memory budget").change)[0])
     assert make_plan([Q4], device(needed + 0.01), times, PlanRequest(batch=1)).context_tokens == 4096
 

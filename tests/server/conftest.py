@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import threading
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
@@ -16,6 +18,9 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from edgephi.cli.certificates import Identity, new_authority, new_client, new_server
+from edgephi.engine.admission import AdmissionConfig
+from edgephi.engine.admitting_loop import AdmittingLoop
 from edgephi.engine.backend import F32Array, ForwardBatch
 from edgephi.engine.core import Engine, EngineConfig
 from edgephi.engine.loop import EngineLoop
@@ -23,11 +28,12 @@ from edgephi.engine.request import SamplingParams
 from edgephi.generation.generator import EventSink, Generator
 from edgephi.generation.request import GenerationRequest
 from edgephi.profile.plan import Plan, PlanMemory
-from edgephi.profile.probe import DeviceFacts, probe
+from edgephi.profile.probe import DeviceFacts, LiveFacts, probe, probe_live
 from edgephi.profile.verification import ExpectedSpeed
 from edgephi.runtime.fake import FakeBackend
 from edgephi.server.app import Served, Server
 from edgephi.server.model_info import ModelInfo
+from edgephi.server.private_files import write_file
 from edgephi.server.settings import ServerSettings
 from edgephi.text.tokenizer import Tokenizer
 
@@ -56,9 +62,18 @@ class FaultyBackend(FakeBackend):
     """The real fake, whose next forward raises what a test has put into ``fault``."""
 
     fault: Exception | None = None
+    _left: int | None = None
+
+    def hold_after(self, num_forwards: int) -> threading.Event:
+        """Let so many more forwards pass; those after them wait until the returned event is set."""
+        self._go_on, self._left = threading.Event(), num_forwards
+        return self._go_on
 
     def forward(self, batch: ForwardBatch) -> F32Array:
         """Raise the fault once, or compute."""
+        if self._left is not None:
+            self._left -= 1
+            assert self._left >= 0 or self._go_on.wait(30)
         fault, self.fault = self.fault, None
         if fault is not None:
             raise fault
@@ -86,7 +101,7 @@ class Running:
     """A server that listens, and what a test looks at."""
 
     server: Server
-    engine: EngineLoop
+    engine: EngineLoop | AdmittingLoop
     generator: FaultyGenerator
     log: list[MutableMapping[str, Any]]
     settings: ServerSettings
@@ -112,10 +127,60 @@ class Running:
                 await asyncio.sleep(0.005)
         return self.finished(method)
 
+    async def page(self) -> dict[str, float]:
+        """Return the metrics page: the value of each series, by its name and labels as they are written."""
+        url = f"http://127.0.0.1:{self.server.metrics_port}/metrics"
+        page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
+        rows = [line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in rows}
+
     def is_idle(self) -> bool:
         """Whether no request is live and no page is owned."""
         stats = self.engine.stats()
         return (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+
+
+@dataclasses.dataclass
+class Pki:
+    """Two authorities, and what they sign for the tests of TLS; files are in PEM."""
+
+    folder: Path
+    authority: Identity
+    other: Identity
+
+    def server(self, name: str = "server", **changes: Any) -> dict[str, Path]:
+        """Write a server's certificate for 127.0.0.1 and its key; return the settings that name them."""
+        arguments = {"names": ["127.0.0.1", "localhost"], "now": datetime.now(UTC), "lifetime": timedelta(days=90)}
+        made = new_server(self.authority, **{**arguments, **changes})
+        return {"tls_cert": self.write(f"{name}.pem", made.certificate_pem), "tls_key": self._key(name, made)}
+
+    def client(self, name: str = "robot", *, signer: Identity | None = None, **changes: Any) -> dict[str, Path]:
+        """Write a client's certificate and key; return the arguments of a client that name them."""
+        arguments = {"now": datetime.now(UTC), "lifetime": timedelta(days=90)}
+        made = new_client(signer or self.authority, name, **{**arguments, **changes})
+        return {"cert": self.write(f"{name}.pem", made.certificate_pem), "key": self._key(name, made)}
+
+    @property
+    def ca(self) -> Path:
+        """The authority that is trusted."""
+        return self.write("ca.pem", self.authority.certificate_pem)
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a file and return where."""
+        path = self.folder / name
+        write_file(path, data)
+        return path
+
+    def _key(self, name: str, made: Identity) -> Path:
+        return self.write(f"{name}.key", made.key_pem)
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    """Authorities that were made a year ago, in a folder of their own."""
+    a_year_ago = datetime.now(UTC) - timedelta(days=365)
+    authorities = (new_authority(name, now=a_year_ago) for name in ("authority", "other"))
+    return Pki(tmp_path / "pki", *authorities)
 
 
 Serve = Callable[..., contextlib.AbstractAsyncContextManager[Running]]
@@ -134,8 +199,9 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
     Return a context manager that runs a server on the test's own event loop.
 
     Its arguments: ``step_delay_s`` and ``script`` of the backend, ``max_running`` and ``max_waiting`` of the
-    engine, ``is_ready=False`` not to wait for the first token, ``planned`` to replace fields of the plan, ``expected``
-    to predict speed, and any setting of the server.
+    engine, ``admission`` for a queue in front of it, ``is_ready=False`` not to wait for the first token, ``planned``
+    to replace fields of the plan, ``expected`` to predict speed, ``probe_live`` to read sensors, and any setting of
+    the server.
     """
 
     @contextlib.asynccontextmanager
@@ -145,9 +211,11 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
         script: str | None = ANSWER,
         max_running: int = 4,
         max_waiting: int = 32,
+        admission: AdmissionConfig | None = None,
         is_ready: bool = True,
         planned: Mapping[str, Any] = MappingProxyType({}),
         expected: ExpectedSpeed | None = None,
+        probe_live: Callable[[], LiveFacts] = probe_live,
         **settings: Any,
     ) -> AsyncIterator[Running]:
         end_id = tokenizer.special_id("<|end|>")
@@ -165,13 +233,14 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
         core = Engine(backend, config)
         lines = structlog.testing.LogCapture()
         logger = structlog.wrap_logger(structlog.PrintLogger(), processors=[lines])
-        with contextlib.closing(backend), EngineLoop(core) as engine:
+        with contextlib.closing(backend), _loop(core, admission) as engine:
             generator = FaultyGenerator(
                 tokenizer,
                 engine,
                 context_tokens=core.context_tokens,
                 eos_token_ids=frozenset({end_id}),
                 defaults=SamplingParams(temperature=0.0),
+                require_place=engine.require_place if isinstance(engine, AdmittingLoop) else None,
             )
             served = Served(
                 generator=generator,
@@ -199,6 +268,7 @@ def serve(tokenizer: Tokenizer, device: DeviceFacts) -> Serve:
                     **planned,
                 ),
                 expected=expected,
+                probe_live=probe_live,
             )
             chosen = ServerSettings(**{"port": 0, **settings})
             server = Server(served, chosen, registry=CollectorRegistry(), log=logger)
@@ -239,6 +309,11 @@ def serve_in_thread(serve: Serve) -> ServeInThread:
             loop.close()
 
     return run
+
+
+def _loop(engine: Engine, admission: AdmissionConfig | None) -> EngineLoop | AdmittingLoop:
+    loop = EngineLoop(engine)
+    return loop if admission is None else AdmittingLoop(loop, admission)
 
 
 async def _enter(manager: contextlib.AbstractAsyncContextManager[Running]) -> Running:

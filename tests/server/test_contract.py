@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from edgephi.engine import request as engine
-from edgephi.server import converter
+from edgephi.server import limits
 from edgephi.text import stop_strings
 from edgephi.v1 import (
     device_pb2,
@@ -74,9 +74,9 @@ def _messages(messages: Any) -> list[Any]:
         ("sampling.proto", f"-{engine.MAX_PENALTY:g} to {engine.MAX_PENALTY:g}"),
         ("sampling.proto", f"0 to {engine.MAX_LOGPROBS}"),
         ("sampling.proto", f"At most {stop_strings.MAX_STOP_STRINGS}, each 1 to {stop_strings.MAX_STOP_CHARACTERS}"),
-        ("generation.proto", f"at most {converter.MAX_TEXT_BYTES:,} bytes"),
-        ("generation.proto", f"1 to {converter.MAX_MESSAGES:,}"),
-        ("generation_service.proto", f"1 to {converter.MAX_TEXT_BYTES:,} bytes"),
+        ("generation.proto", f"at most {limits.MAX_TEXT_BYTES:,} bytes"),
+        ("generation.proto", f"1 to {limits.MAX_MESSAGES:,}"),
+        ("generation_service.proto", f"1 to {limits.MAX_TEXT_BYTES:,} bytes"),
     ],
 )
 def test_the_bounds_in_the_contract_are_the_ones_that_hold(file: str, text: str) -> None:

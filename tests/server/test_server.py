@@ -13,6 +13,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import status_pb2  # type: ignore[import-untyped]  # publishes no stubs
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -107,13 +108,19 @@ async def test_stop_lets_a_running_answer_finish(serve: Any) -> None:
 
 
 async def test_stop_ends_an_answer_that_needs_longer_than_the_grace(serve: Any) -> None:
-    """After the grace an answer still gets its final message, with the reason CANCELLED."""
+    """After the grace an answer ends with UNAVAILABLE, DRAINING and no final message, and its pages are free."""
     async with serve(step_delay_s=0.1) as running, grpc.aio.insecure_channel(running.target) as channel:
         events = aiter(GenerationServiceStub(channel).Chat(GO))
         await anext(events)
         stopping = asyncio.create_task(running.server.stop(0.2))
-        rest = [response async for response in events]
-        assert rest[-1].final.finish_reason == types.FINISH_REASON_CANCELLED
+        rest: list[Any] = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [rest.append(response) async for response in events]  # type: ignore[func-returns-value]
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        trailers: Any = caught.value.trailing_metadata()
+        status = status_pb2.Status.FromString(dict(trailers)["grpc-status-details-bin"])
+        assert b"DRAINING" in status.details[0].value
+        assert not any(response.HasField("final") for response in rest)
         await stopping
         assert running.is_idle()
 
@@ -238,14 +245,14 @@ async def test_metrics_count_calls_tokens_and_times(serve: Any) -> None:
         url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
         values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-        chat = 'grpc_method="Chat",grpc_service="edgephi.v1.GenerationService",grpc_type="unary_stream"'
-        count = 'grpc_method="CountTokens",grpc_service="edgephi.v1.GenerationService",grpc_type="unary_unary"'
+        chat = 'grpc_method="Chat",grpc_service="edgephi.v1.GenerationService",grpc_type="server_stream"'
+        count = 'grpc_method="CountTokens",grpc_service="edgephi.v1.GenerationService",grpc_type="unary"'
         model = 'model_name="tiny-phi3"'
         expected = {
-            f"edgephi_grpc_server_started_total{{{chat}}}": 1,
-            f"edgephi_grpc_server_msg_sent_total{{{chat}}}": len(responses),
-            f"edgephi_grpc_server_started_total{{{count}}}": 2,
-            f"edgephi_grpc_server_msg_sent_total{{{count}}}": 1,
+            f"grpc_server_started_total{{{chat}}}": 1,
+            f"grpc_server_msg_sent_total{{{chat}}}": len(responses),
+            f"grpc_server_started_total{{{count}}}": 2,
+            f"grpc_server_msg_sent_total{{{count}}}": 1,
             f"edgephi_prompt_tokens_total{{{model}}}": usage.prompt_tokens,
             f"edgephi_generation_tokens_total{{{model}}}": usage.output_tokens,
             f'edgephi_requests_finished_total{{finish_reason="stop",{model}}}': 1,
@@ -257,8 +264,8 @@ async def test_metrics_count_calls_tokens_and_times(serve: Any) -> None:
             f"edgephi_kv_cache_usage_ratio{{{model}}}": 0,
         }
         assert {name: float(values[name]) for name in expected} == expected
-        codes = {name: value for name, value in values.items() if name.startswith("edgephi_grpc_server_handled_total")}
-        assert any('grpc_code="INVALID_ARGUMENT"' in name and float(value) == 1 for name, value in codes.items())
+        codes = {name: value for name, value in values.items() if name.startswith("grpc_server_handled_total")}
+        assert any('grpc_code="InvalidArgument"' in name and float(value) == 1 for name, value in codes.items())
         assert float(values[f"edgephi_inter_token_latency_seconds_count{{{model}}}"]) > 0
 
 
@@ -377,13 +384,19 @@ async def test_unusable_certificates_stop_the_start(serve: Any, certificates: Pa
     ],
 )
 def test_a_network_address_needs_tls_or_a_clear_word(host: str, local: bool) -> None:
-    """Only loopback may be listened on without TLS, unless insecure_lan says so."""
+    """Only loopback may be listened on without TLS and without asking who calls, unless insecure_lan says so."""
+    tls: dict[str, Any] = {"tls_cert": Path("c"), "tls_key": Path("k")}
     assert is_loopback(host) is local
     if not local:
-        with pytest.raises(ConfigError, match="insecure_lan"):
+        with pytest.raises(ConfigError, match=r"there is no TLS .*edgephi token add.* insecure_lan"):
             ServerSettings(host=host)
+        with pytest.raises(ConfigError, match=r"(?<!there is no TLS).*edgephi token add.* insecure_lan"):
+            ServerSettings(host=host, **tls)
+        with pytest.raises(ConfigError, match=r"there is no TLS.* insecure_lan"):
+            ServerSettings(host=host, tokens=Path("t"))
     assert ServerSettings(host=host, insecure_lan=True).host == host
-    assert ServerSettings(host=host, tls_cert=Path("c"), tls_key=Path("k")).has_tls
+    assert ServerSettings(host=host, tokens=Path("t"), **tls).has_tls
+    assert ServerSettings(host=host, tls_client_ca=Path("a"), **tls).asks_who_calls
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 
 from edgephi import errors
 from edgephi.errors import EdgephiError, FieldViolation
+from edgephi.generation.request import PrefillProgress
+from edgephi.server.generation import GenerationHandler
 from edgephi.server.status import INTERNAL_TEXT, STATUS_TABLE, answer_of, row_of
 from edgephi.v1 import generation_pb2 as types
 from edgephi.v1 import generation_service_pb2 as pb2
@@ -21,6 +25,7 @@ from edgephi.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 Code = grpc.StatusCode
 SECRET = "/etc/edgephi/secret.key"
+REQUEST = pb2.ChatRequest(messages=[types.Message(role=types.ROLE_USER, content="Go")])
 # (error, code, reason, retry delay in ms, whether its own message is sent)
 ROWS: list[tuple[BaseException, grpc.StatusCode, str, int | None, bool]] = [
     (errors.InvalidRequest(FieldViolation("top_p", "is 2")), Code.INVALID_ARGUMENT, "INVALID_REQUEST", None, True),
@@ -31,8 +36,31 @@ ROWS: list[tuple[BaseException, grpc.StatusCode, str, int | None, bool]] = [
         None,
         True,
     ),
-    (errors.Overloaded("7 live, 7 allowed", retry_after_ms=321), Code.RESOURCE_EXHAUSTED, "OVERLOADED", 321, True),
+    (errors.Overloaded("7 live, 7 allowed", retry_after_ms=321), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", 321, True),
+    *(
+        (errors.Overloaded("no room", retry_after_ms=321, limit=limit), Code.RESOURCE_EXHAUSTED, reason, 321, True)
+        for limit, reason in (
+            ("queue_tokens", "QUEUE_TOKENS_FULL"),
+            ("queue_seconds", "QUEUE_TOO_LONG"),
+            ("client_requests", "CLIENT_QUEUE_FULL"),
+            ("request_tokens", "REQUEST_TOO_LARGE_NOW"),
+            ("tokenizing_bytes", "TOKENIZING_FULL"),
+            ("another", "OVERLOADED"),
+        )
+    ),
+    (errors.ReaderTooSlow("read faster"), Code.RESOURCE_EXHAUSTED, "READER_TOO_SLOW", None, True),
+    (
+        errors.DeadlineTooShort(estimated_s=7.25, remaining_s=2.0),
+        Code.DEADLINE_EXCEEDED,
+        "DEADLINE_TOO_SHORT",
+        None,
+        True,
+    ),
+    (errors.RequestQuarantined("again"), Code.FAILED_PRECONDITION, "REQUEST_QUARANTINED", None, True),
+    (errors.Unauthenticated("no token"), Code.UNAUTHENTICATED, "UNAUTHENTICATED", None, True),
+    (errors.PermissionDenied("no scope"), Code.PERMISSION_DENIED, "PERMISSION_DENIED", None, True),
     (errors.NotReady("loading"), Code.UNAVAILABLE, "NOT_READY", 1000, True),
+    (errors.Draining("shutting down"), Code.UNAVAILABLE, "DRAINING", 100, True),
     (errors.EngineFailed(SECRET), Code.UNAVAILABLE, "ENGINE_FAILED", 2000, False),
     (errors.ModelNotFound("no model x"), Code.NOT_FOUND, "MODEL_NOT_FOUND", None, True),
     (errors.ModelInvalid(SECRET), Code.FAILED_PRECONDITION, "MODEL_INVALID", None, False),
@@ -116,6 +144,81 @@ async def test_an_error_reaches_the_client_as_its_row_says(serve: Any, row: Any)
         assert [line["code"] for line in await running.wait_finished("Chat", 1)] == [code.name]
 
 
+async def refused_by(serve: Any, error: Exception) -> dict[str, Any]:
+    """Return the details of a refusal."""
+    async with serve() as running, grpc.aio.insecure_channel(running.target, [("grpc.enable_retries", 0)]) as channel:
+        running.generator.faults = [error]
+        call = GenerationServiceStub(channel).Chat(REQUEST)
+        with pytest.raises(grpc.aio.AioRpcError):
+            _ = [response async for response in call]
+        return details_of(await status_of(call))
+
+
+async def test_a_refusal_for_lack_of_room_names_the_quota(serve: Any) -> None:
+    """Value and limit arrive as QuotaFailure and as metadata; a client is named only where the limit is its own."""
+    whole = errors.Overloaded("32 wait, 32 may", retry_after_ms=100, limit="queue_requests", value=32, most=32)
+    details = await refused_by(serve, whole)
+    assert [(v.subject, v.description) for v in details["QuotaFailure"].violations] == [("", "32 wait, 32 may")]
+    assert dict(details["ErrorInfo"].metadata) == {"limit": "queue_requests", "value": "32", "max": "32"}
+    own = errors.Overloaded("9 wait, 8 may", retry_after_ms=100, limit="client_requests", value=9, most=8)
+    details = await refused_by(serve, own)
+    assert [v.subject for v in details["QuotaFailure"].violations] == ["client:127.0.0.1"]
+
+
+async def test_a_deadline_that_is_too_short_is_told_the_estimate(serve: Any) -> None:
+    """The client learns when its first token would have come."""
+    details = await refused_by(serve, errors.DeadlineTooShort(estimated_s=7.25, remaining_s=2.0))
+    assert dict(details["ErrorInfo"].metadata) == {"estimatedSeconds": "7.2", "remainingSeconds": "2.0"}
+
+
+RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "60s",  # nobody waits for it: the delay that a refusal tells counts
+                "maxBackoff": "60s",
+                "backoffMultiplier": 1,
+                "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+            },
+        }
+    ]
+}
+
+
+async def test_grpcs_own_retries_repeat_what_was_refused(serve: Any) -> None:
+    """A refusal comes without initial metadata, so a stock client asks again after the delay it was told."""
+    options = [("grpc.service_config", json.dumps(RETRIES))]
+    async with serve() as running, grpc.aio.insecure_channel(running.target, options) as channel:
+        num_before = running.generator.num_started
+        running.generator.faults = [errors.Overloaded("full", retry_after_ms=10)] * 2
+        responses = [response async for response in GenerationServiceStub(channel).Chat(REQUEST, timeout=20)]
+        assert responses[-1].WhichOneof("event") == "final"
+        assert running.generator.num_started == num_before + 3
+
+
+async def test_grpcs_own_retries_repeat_nothing_once_headers_were_sent(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: a refusal after the first message would be final."""
+    num_asked = 0
+
+    async def refuse_late(_handler: GenerationHandler, _request: Any) -> AsyncIterator[PrefillProgress]:
+        nonlocal num_asked
+        num_asked += 1
+        yield PrefillProgress(done_tokens=0, total_tokens=1)
+        raise errors.Overloaded("full", retry_after_ms=10)
+
+    options = [("grpc.service_config", json.dumps(RETRIES))]
+    async with serve() as running, grpc.aio.insecure_channel(running.target, options) as channel:
+        monkeypatch.setattr(GenerationHandler, "_events", refuse_late)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [response async for response in GenerationServiceStub(channel).Chat(REQUEST, timeout=20)]
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        assert num_asked == 1
+
+
 async def test_all_violations_arrive_at_once_with_the_contracts_paths(serve: Any) -> None:
     """Each field out of bounds is named by its path in the .proto, in one refusal, before any work."""
     async with serve() as running, grpc.aio.insecure_channel(running.target) as channel:
@@ -162,7 +265,7 @@ async def test_all_violations_arrive_at_once_with_the_contracts_paths(serve: Any
     [
         (pb2.ChatRequest(), "messages", "INVALID_REQUEST"),
         (
-            pb2.ChatRequest(messages=[types.Message(role=types.ROLE_USER, content="x" * 524_289)]),
+            pb2.ChatRequest(messages=[types.Message(role=types.ROLE_USER, content="x" * 196_609)]),
             "messages[0].content",
             "INVALID_REQUEST",
         ),
@@ -212,7 +315,7 @@ async def test_another_model_is_not_found(serve: Any) -> None:
         stub = GenerationServiceStub(channel)
         for name in ("tiny-phi3", "models/tiny-phi3"):
             assert (await stub.CountTokens(pb2.CountTokensRequest(prompt="a", model=name))).tokens
-        for name in ("other", "models/", "models/models/tiny-phi3", "x" * 10_000):
+        for name in ("other", "models/", "models/models/tiny-phi3", "x" * 160):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.CountTokens(pb2.CountTokensRequest(prompt="a", model=name))
             assert caught.value.code() is Code.NOT_FOUND

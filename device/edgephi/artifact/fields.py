@@ -190,5 +190,8 @@ def _as_number(value: object) -> float | None:
 
 def _shown(value: object) -> str:
     """Return a value as JSON, cut to a readable length."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # it was read from fewer frames down
+        return "too deeply nested"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,7 @@ ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "bfloat16": 2, "uint32": 4, "
 BF16_FORMAT = "f32-to-bf16"
 _READ_BYTES = 1 << 20
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_NOT_IN_PATH = re.compile(r"[\\:\0\ud800-\udfff]")  # JSON can spell half of a surrogate pair, which names no file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +150,15 @@ def verify_shard_steps(model_dir: Path, shard: ShardRecord) -> Iterator[int]:
     """
     path = model_dir / shard.path
     try:
-        size = path.stat().st_size
+        found_file = path.stat()
     except OSError:
         raise IntegrityError(f"{shard.path} is missing; download or convert the model again") from None
-    if size != shard.nbytes:
+    if not stat.S_ISREG(found_file.st_mode):
+        # Before it is opened: a named pipe would keep us waiting for ever.
+        raise IntegrityError(f"{shard.path} is not a file; download or convert the model again")
+    if found_file.st_size != shard.nbytes:
         raise IntegrityError(
-            f"{shard.path} has {size} bytes; expected {shard.nbytes}; download or convert the model again"
+            f"{shard.path} has {found_file.st_size} bytes; expected {shard.nbytes}; download or convert the model again"
         )
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
@@ -170,7 +175,7 @@ def _shard(fields: Fields) -> ShardRecord:
     path = fields.text("dataPath")
     parts = PurePosixPath(path).parts
     # Lexical on purpose: download caches keep shards as links to files elsewhere, which is the user's own choice.
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path or "\0" in path:
+    if not parts or path.startswith("/") or ".." in parts or _NOT_IN_PATH.search(path):
         raise fields.invalid("dataPath", "a path inside the model folder")
     if fields.text("format", default="raw-shard") != "raw-shard":
         raise fields.invalid("format", '"raw-shard"')

@@ -25,12 +25,14 @@ from edgephi.engine.request import (
     PrefillProgress,
     RequestId,
     TokenSampled,
+    check_request,
 )
 from edgephi.engine.sampling import Sampler
 from edgephi.engine.scheduler import Scheduler
 from edgephi.engine.sequence import SequenceState
 from edgephi.engine.speculation import Speculation
-from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest, PromptTooLong
+from edgephi.engine.stats import EngineStats
+from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest
 
 _DEFAULT_RETRY_MS = 1_000
 _MIN_RETRY_MS = 100
@@ -73,50 +75,6 @@ class EngineConfig:
         ):
             if value is not None and value < low:
                 raise ConfigError(f"{name} is {value}; must be at least {low}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """
-    Gauges and counters of an engine at one moment.
-
-    Attributes:
-        running: Requests that own pages.
-        waiting: Requests in the queue.
-        pages_total: Pages of the pool: free, used and cached.
-        pages_used: Pages owned by running requests; a shared one counts once.
-        pages_cached: Pages nobody owns whose tokens may be reused.
-        context_tokens: Tokens that running requests have in pages; less than the pages hold, which are reserved for
-            whole answers.
-        tokens_prefilled_total: Prompt tokens computed.
-        tokens_generated_total: Tokens drawn, stop tokens included.
-        steps_total: Forwards begun.
-        cached_tokens_total: Prompt tokens taken from shared pages instead of being computed.
-        drafted_tokens_total: Guessed tokens computed beside others.
-        accepted_tokens_total: How many of them were drawn: tokens that needed no forward of their own.
-        decode_tokens_total: Tokens drawn after the first one of their request.
-        decode_stream_s_total: Seconds that requests spent drawing these, all requests added up. Its growth divides that
-            of ``decode_tokens_total`` to tokens a second of one stream.
-        decode_s_total: Seconds in which any request did; divides the same to how many did at once.
-        limits: Limits in force.
-    """
-
-    running: int
-    waiting: int
-    pages_total: int
-    pages_used: int
-    pages_cached: int
-    context_tokens: int
-    tokens_prefilled_total: int
-    tokens_generated_total: int
-    steps_total: int
-    cached_tokens_total: int
-    drafted_tokens_total: int
-    accepted_tokens_total: int
-    decode_tokens_total: int
-    decode_stream_s_total: float
-    decode_s_total: float
-    limits: EngineLimits
 
 
 class Engine:
@@ -195,24 +153,7 @@ class Engine:
             InvalidRequest: If a field is out of bounds.
             PromptTooLong: If it needs more than the context or the whole pool.
         """
-        violations = request.sampling.violations()
-        if request.max_tokens < 1:
-            violations.append(FieldViolation("max_tokens", f"is {request.max_tokens}; must be at least 1"))
-        if not request.prompt:
-            violations.append(FieldViolation("prompt", "is empty; must have at least one token"))
-        if violations:
-            raise InvalidRequest(*violations)
-        # Before looking at each token, so that a huge prompt is refused as cheaply as a small one.
-        if len(request.prompt) + request.max_tokens > self.context_tokens:
-            raise PromptTooLong(
-                prompt_tokens=len(request.prompt),
-                max_tokens=request.max_tokens,
-                context_tokens=self.context_tokens,
-            )
-        if min(request.prompt) < 0 or max(request.prompt) >= self.spec.vocab_size:
-            stray = next(t for t in request.prompt if not 0 <= t < self.spec.vocab_size)
-            limit = self.spec.vocab_size - 1
-            raise InvalidRequest(FieldViolation("prompt", f"has token id {stray}; must be 0 to {limit}"))
+        check_request(request, vocab_size=self.spec.vocab_size, context_tokens=self.context_tokens)
 
     def submit(self, request: EngineRequest, *, submitted_at: float | None = None) -> None:
         """

@@ -30,6 +30,7 @@ class EngineHealth:
         deaths_total: Times it ended without being asked to.
         quarantined_total: Requests refused because they had ended it more than once.
         last_death: Why it ended last, for the log and not for clients; None if it never did.
+        process_id: Its process; None where it runs in this one, or in none at present.
     """
 
     state: EngineState
@@ -37,3 +38,4 @@ class EngineHealth:
     deaths_total: int = 0
     quarantined_total: int = 0
     last_death: str | None = None
+    process_id: int | None = None

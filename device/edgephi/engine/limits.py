@@ -67,13 +67,27 @@ class EngineLimits:
             raise Overloaded(
                 f"{num_live} requests are live and {max_live} is the limit{self._because()}; retry later",
                 retry_after_ms=retry_after_ms,
+                value=num_live,
+                most=max_live,
             )
+        self.check_size(request, retry_after_ms=retry_after_ms)
+
+    def check_size(self, request: EngineRequest, *, retry_after_ms: int = 0) -> None:
+        """
+        Refuse a valid request that is larger than is taken on at present.
+
+        Raises:
+            Overloaded: If it needs more than ``max_request_tokens``.
+        """
         num_prompt, max_tokens = len(request.prompt), request.max_tokens
         if num_prompt + max_tokens > self.max_request_tokens:
             raise Overloaded(
                 f"{num_prompt} prompt tokens + {max_tokens} max_tokens exceed the {self.max_request_tokens} tokens "
                 f"that a request may take at present{self._because()}; retry later, or ask for less",
                 retry_after_ms=max(retry_after_ms, _LIMITED_RETRY_MS),
+                limit="request_tokens",
+                value=num_prompt + max_tokens,
+                most=self.max_request_tokens,
             )
 
     def _because(self) -> str:

@@ -13,10 +13,10 @@ import logging
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
-from edgephi.engine.core import Engine, EngineStats
+from edgephi.engine.core import Engine
 from edgephi.engine.health import EngineHealth, EngineState
 from edgephi.engine.limits import EngineLimits
 from edgephi.engine.request import (
@@ -29,6 +29,7 @@ from edgephi.engine.request import (
     TokenSampled,
     Usage,
 )
+from edgephi.engine.stats import EngineStats
 from edgephi.errors import EngineFailed, FieldViolation, InvalidRequest, NotReady
 
 _log = logging.getLogger(__name__)
@@ -45,13 +46,28 @@ class EngineLoop:
     on the engine thread, in order; they must return quickly, for all streams wait meanwhile.
 
     Dropping a loop that was not closed warns ResourceWarning and stops the thread.
+
+    Args:
+        engine: Computes; the loop's from now on.
+        after_events: Called on the engine thread whenever all events of a step, or of a round of cancels, have gone to
+            their sinks, so that who sends them elsewhere can send them together; not when the thread has failed.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, after_events: Callable[[], None] | None = None) -> None:
         # The thread holds the worker, not this object, so that a forgotten loop can still be collected and warn.
-        self._worker = _Worker(engine)
+        self._worker = _Worker(engine, after_events)
         self._thread = threading.Thread(target=self._worker.run, name="edgephi-engine", daemon=True)
         self._thread.start()
+
+    def validate(self, request: EngineRequest) -> None:
+        """
+        Check a request against every limit that does not change. Any thread.
+
+        Raises:
+            InvalidRequest: If a field is out of bounds.
+            PromptTooLong: If prompt and max_tokens can never fit.
+        """
+        self._worker.validate(request)
 
     def submit(self, request: EngineRequest, sink: Sink) -> None:
         """
@@ -182,8 +198,9 @@ class _Arrival:
 class _Worker:
     """What the engine thread and its callers share. Ends when :meth:`run` returns."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, after_events: Callable[[], None] | None) -> None:
         self._engine = engine
+        self._after_events = after_events
         self._clock = engine.clock
         self._max_waiting = engine.config.max_waiting
         self.max_limits = engine.max_limits
@@ -225,8 +242,11 @@ class _Worker:
             num_arrived = sum(isinstance(item, _Arrival) for item in self._inbox)
             return dataclasses.replace(self._stats, waiting=self._stats.waiting + num_arrived, limits=self._limits)
 
-    def submit(self, request: EngineRequest, sink: Sink) -> None:
+    def validate(self, request: EngineRequest) -> None:
         self._engine.validate(request)  # pure: reads only the request and the engine's fixed limits
+
+    def submit(self, request: EngineRequest, sink: Sink) -> None:
+        self.validate(request)
         with self._changed:
             if self._failed:
                 raise EngineFailed("the engine thread ended by an internal error; restart the engine")
@@ -277,8 +297,7 @@ class _Worker:
                 if self._engine.has_work:
                     events = self._engine.step()
                     self._publish()
-                    for event in events:
-                        self._deliver(event)
+                    self._deliver_all(events)
         except Exception:  # noqa: BLE001 - ours, for the engine handles the backend's; nobody may be left waiting
             _log.exception("engine.thread_failed")
             with self._changed:
@@ -305,9 +324,7 @@ class _Worker:
         ended = [self._engine.cancel(i, reason or FinishReason.CANCELLED) for i, reason in reasons.items()]
         if inbox or cancels:
             self._publish()
-        for event in ended:
-            if event is not None:
-                self._deliver(event)
+        self._deliver_all([event for event in ended if event is not None])
         return not stopping
 
     def _publish(self) -> None:
@@ -316,6 +333,12 @@ class _Worker:
             self._stats = stats
             self._retry_after_ms = retry_after_ms
             self._last_step_at = self._clock()
+
+    def _deliver_all(self, events: Sequence[EngineEvent]) -> None:
+        for event in events:
+            self._deliver(event)
+        if events and self._after_events is not None:
+            self._after_events()
 
     def _deliver(self, event: EngineEvent) -> None:
         """Call the sink, unless the request was cancelled meanwhile and this is not its end."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NewType
 
-from edgephi.errors import FieldViolation, InvalidRequest
+from edgephi.errors import FieldViolation, InvalidRequest, PromptTooLong
 
 RequestId = NewType("RequestId", str)
 
@@ -210,3 +210,36 @@ class Finished:
 
 
 EngineEvent = PrefillProgress | TokenSampled | Finished
+
+
+def check_request(request: EngineRequest, *, vocab_size: int, context_tokens: int) -> None:
+    """
+    Check a request against every limit that does not change.
+
+    Args:
+        request: What is asked.
+        vocab_size: Token ids are below it.
+        context_tokens: Longest prompt and answer together.
+
+    Raises:
+        InvalidRequest: If a field is out of bounds.
+        PromptTooLong: If it needs more than the context.
+    """
+    violations = request.sampling.violations()
+    if request.max_tokens < 1:
+        violations.append(FieldViolation("max_tokens", f"is {request.max_tokens}; must be at least 1"))
+    if not request.prompt:
+        violations.append(FieldViolation("prompt", "is empty; must have at least one token"))
+    if violations:
+        raise InvalidRequest(*violations)
+    # Before looking at each token, so that a huge prompt is refused as cheaply as a small one.
+    if len(request.prompt) + request.max_tokens > context_tokens:
+        raise PromptTooLong(
+            prompt_tokens=len(request.prompt),
+            max_tokens=request.max_tokens,
+            context_tokens=context_tokens,
+        )
+    if min(request.prompt) < 0 or max(request.prompt) >= vocab_size:
+        stray = next(t for t in request.prompt if not 0 <= t < vocab_size)
+        limit = vocab_size - 1
+        raise InvalidRequest(FieldViolation("prompt", f"has token id {stray}; must be 0 to {limit}"))

@@ -64,6 +64,8 @@ class Generator:
         defaults: The model's sampling, for requests that name none.
         default_max_tokens: Longest answer of a request that names no ``max_tokens``, since pages for all of it are
             reserved; None for all that fit the context.
+        require_place: Raises Overloaded if a client's next request would be refused for lack of room, whatever it is;
+            None where nothing can tell beforehand.
 
     Attributes:
         tokenizer: The model's.
@@ -80,12 +82,14 @@ class Generator:
         eos_token_ids: frozenset[int],
         defaults: SamplingParams,
         default_max_tokens: int | None = None,
+        require_place: Callable[[str], None] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
         self.defaults = defaults
         self._default_max_tokens = default_max_tokens if default_max_tokens is not None else context_tokens
         self._loop = loop
+        self._require_place = require_place
         self._eos_token_ids = eos_token_ids
 
     def chat_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -105,6 +109,32 @@ class Generator:
             InvalidRequest: If the text is not valid Unicode.
         """
         return tuple(render_prompt(self.tokenizer, text))
+
+    def require_place(self, client_id: str) -> None:
+        """
+        Refuse a client for whom there is no room, before its prompt is rendered.
+
+        Raises:
+            Overloaded: If its next request would be refused, whatever it is.
+        """
+        if self._require_place is not None:
+            self._require_place(client_id)
+
+    def require_room(self, num_bytes: int) -> None:
+        """
+        Refuse text that cannot fit the context, however its tokens fall; much cheaper than rendering it.
+
+        Args:
+            num_bytes: Of all contents together, in UTF-8, leading white space left out.
+
+        Raises:
+            PromptTooLong: With the fewest tokens it could have.
+        """
+        least_tokens = -(-num_bytes // self.tokenizer.max_token_bytes)
+        if least_tokens >= self.context_tokens:
+            raise PromptTooLong(
+                prompt_tokens=least_tokens, max_tokens=1, context_tokens=self.context_tokens, is_estimate=True
+            )
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text alone: without BOS, without template."""
@@ -246,6 +276,8 @@ class Generator:
     def _prompt_violations(self, prompt: tuple[int, ...]) -> list[FieldViolation]:
         if not prompt:
             return [FieldViolation("prompt", "has 0 tokens; send at least one")]
+        if len(prompt) >= self.context_tokens:
+            return []  # too long in any case, and perhaps far too long to look at each id
         size = self.tokenizer.vocab_size
         index = next((i for i, token_id in enumerate(prompt) if not 0 <= token_id < size), None)
         if index is None:

@@ -7,7 +7,7 @@ sensor and changes nothing: samples in, changes out, the same for the same sampl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgephi.errors import ConfigError
 from edgephi.profile.hysteresis import Patience, Position, Verdict
@@ -35,7 +35,7 @@ class Sample:
         trip_c: Where cores begin to be slowed down for that zone.
         frequency_ratio: Clock of the computing cores as a part of their highest.
         is_throttled: Whether heat or voltage holds the cores back.
-        memory_available_bytes: What can be had without swapping, by machine and control groups.
+        memory_available_bytes: What can be had without swapping, by machine and control groups, mapped files included.
         memory_pressure_avg10: Percent of the last ten seconds in which some task waited for memory.
         memory_high_events: Counter: times a control group was slowed down for its size.
         memory_max_events: Counter: times a control group was at its limit. Reading a large file does it too.
@@ -157,6 +157,7 @@ class Governor:
     def __init__(self, plan: Plan, policy: GovernorPolicy | None = None) -> None:
         self.policy = policy_for(plan) if policy is None else policy
         self._speed_ladder, self._memory_ladder = speed_ladder(plan), memory_ladder(plan)
+        self._weights_bytes = plan.memory.weights_bytes or 0
         self._kv_bytes_per_token = (plan.memory.kv_bytes or 0) / max(plan.num_pages * plan.page_tokens, 1)
         self._speed, self._memory = Position(self.policy.speed), Position(self.policy.memory)
         self._changed_at: float | None = None
@@ -182,6 +183,7 @@ class Governor:
     def observe(self, sample: Sample) -> Change | FloorMissed | None:
         """Take a sample, later than all before, and say what follows from it, if anything."""
         assert self._last is None or sample.at_s >= self._last.at_s, "samples go forward in time"
+        sample = self._less_weights(sample)
         self._note_memory(sample)
         self._note_speed(sample)
         self._last = sample
@@ -193,6 +195,17 @@ class Governor:
             if moves:
                 return self._change(sample, moves)
         return self._missed_floor(sample)
+
+    def _less_weights(self, sample: Sample) -> Sample:
+        """
+        Return a sample whose available memory is what can be had beside the weights.
+
+        They are mapped files, which the system would give up first and counts as available; but every token reads them.
+        """
+        available = sample.memory_available_bytes
+        if available is None:
+            return sample
+        return replace(sample, memory_available_bytes=max(available - self._weights_bytes, 0))
 
     def _note_speed(self, sample: Sample) -> None:
         if sample.num_running or sample.num_waiting or sample.prefilled_tokens:

@@ -32,12 +32,12 @@ _FLOAT_BYTES = 4
 # Logits of a step stay alive until the next step's are there, so two buffers of one size are in use.
 _LOGIT_BUFFERS = 2
 
-# A server whose model takes next to nothing: interpreter, NumPy, TVM's runtime, gRPC and what some tens of requests
-# left behind. Measured with edgephi-pocket on x86_64 with Python 3.11: 69 MiB of its own and 52 of libraries; what a
-# server with more clients or features adds is left to the reserve. And 600 bytes a token of a larger vocabulary, for
-# the tokenizer's tables.
-_PROCESS_BYTES = 123 * MIB
-_TOKENIZER_BYTES_PER_TOKEN = 600
+# What `python -m tests.bench.memory` measures of a server whose model takes next to nothing (edgephi-pocket, x86_64,
+# Python 3.11), front and engine added up, less pages, activations, logits and tokenizer. Libraries that both map are
+# counted twice, as the kernel's peaks of processes are. It grows with what a server imports: then measure again.
+_PROCESS_BYTES = 178 * MIB
+# The tokenizer's tables: 25 MiB more of its own with a vocabulary of 32,064 than with one of 2,048.
+_TOKENIZER_BYTES_PER_TOKEN = 870
 # A stream's connection, text and page lists, and its sampler's arrays over the vocabulary.
 _REQUEST_BYTES = MIB // 4
 

@@ -22,6 +22,10 @@ GIB = 1 << 30
 RESERVE_SHARE = 16
 MIN_RESERVE_BYTES = 128 * MIB
 MAX_RESERVE_BYTES = 512 * MIB
+# A group is also charged for page tables and stacks, and in batches of 64 pages a CPU: 0.9 MiB more than a starting
+# server has, on two cores. A plan's reserve has room for that. Were it counted here as well, a container limited to
+# just what a plan needs would be refused; so a group of which others hold no more than this is the server's own.
+OWN_GROUP_BYTES = 4 * MIB
 # Less than this is a number whose unit was forgotten.
 MIN_DECLARED_BYTES = MIB
 # "G" alone counts 1024s, as in Docker, systemd and Kubernetes' "Gi"; "GB" counts 1000s, as on a box.
@@ -98,7 +102,7 @@ def memory_budget(
         bounds.append(MemoryBound(BoundKind.MACHINE, max(available + own - reserve, 0), reason))
     limit, left = facts.limits.memory_bytes, facts.limits.memory_left_bytes
     if limit is not None:
-        usable = limit if left is None else min(left + own, limit)
+        usable = limit if left is None or limit - left - own <= OWN_GROUP_BYTES else left + own
         reason = f"a limit of {format_size(limit)} on the container or service, of which {format_size(usable)} is left"
         bounds.append(MemoryBound(BoundKind.CGROUP, usable, reason))
     space = facts.limits.address_space_bytes

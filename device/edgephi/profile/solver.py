@@ -105,9 +105,12 @@ def _missing_speed(option: Option) -> str:
 def _missing_memory(option: Option) -> str:
     memory = _least_memory(option)
     budget = option.device.memory_budget_bytes
-    weights, others = memory.weights_bytes or 0, memory.total_bytes - (memory.weights_bytes or 0)
+    weights = memory.weights_bytes or 0
     streams = "" if option.least_batch == 1 else f" for each of {option.least_batch} streams"
+    # As many digits as tell the need from the budget; four tell whole 0.1 MB.
+    digits = next((n for n in (2, 3) if round(memory.total_bytes / 1e9, n) != round(budget / 1e9, n)), 4)
     return (
-        f"{memory.total_bytes / 1e9:.2f} GB are needed with {option.least_context} tokens of context{streams} "
-        f"(weights {weights / 1e9:.2f}, all else {others / 1e9:.2f}); the budget is {budget / 1e9:.2f} GB"
+        f"{memory.total_bytes / 1e9:.{digits}f} GB are needed with {option.least_context} tokens of context{streams} "
+        f"(weights {weights / 1e9:.2f}, all else {(memory.total_bytes - weights) / 1e9:.2f}); "
+        f"the budget is {budget / 1e9:.{digits}f} GB"
     )

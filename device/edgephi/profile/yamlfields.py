@@ -51,9 +51,9 @@ class _Mapping:
 _Node = _Scalar | _Sequence | _Mapping
 
 
-def read_fields(path: Path) -> Fields:
+def read_fields(path: Path, *, can_be_empty: bool = False) -> Fields:
     """
-    Read a file of at most 64 KiB whose document is a mapping.
+    Read a file of at most 64 KiB whose document is a mapping, or nothing but comments where that is allowed.
 
     Raises:
         ConfigError: If the file cannot be read, or is not such a document.
@@ -75,6 +75,8 @@ def read_fields(path: Path) -> Fields:
         raise ConfigError(f"{path}:{line} not YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {str(error).partition(chr(10))[0]}") from error
+    if can_be_empty and root == _Scalar(1, "", is_plain=True):
+        root = _Mapping(1, {}, {})
     return Fields(path, root, "")
 
 
@@ -88,6 +90,11 @@ class Fields:
             self._refuse(node, prefix or "the file", "fields")
         self._node = node
         self._known: list[str] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every field of the mapping, in the order of the file."""
+        return tuple(self._node.items)
 
     def done(self) -> None:
         """Refuse fields that nobody asked for."""
@@ -121,6 +128,13 @@ class Fields:
         if is_number or not is_fit or not 1 <= len(value) <= MAX_TEXT or not value.isprintable():
             self._refuse(node, self.label(name), expected)
         return value
+
+    def scalar(self, name: str) -> str:
+        """Return a number or a text of 1 to 500 printable characters as it stands in the file."""
+        node = self._take(name)
+        if not isinstance(node, _Scalar) or not 1 <= len(node.text) <= MAX_TEXT or not node.text.isprintable():
+            self._refuse(node, self.label(name), f"one value of 1 to {MAX_TEXT} printable characters")
+        return node.text
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
         """Return one of several texts."""

@@ -28,6 +28,7 @@ TOKENIZER_FILE = "tokenizer.json"
 _SPACE_MARK = "▁"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
+_LONG_TEXT_CHARACTERS = 4096
 _DECODER_STEPS = frozenset({"Replace", "ByteFallback", "Fuse", "Strip"})
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -43,6 +44,7 @@ class Tokenizer:
         control_ids: Ids of every added token: turn markers, begin and end of text, padding, unknown.
         num_stripped_spaces: Spaces the file's decoder removes from the start of a text (Phi-3: 1), the mirror
             of the one the normalizer puts there.
+        max_token_bytes: Bytes of the longest piece, so that a text of n bytes has at least n / max_token_bytes tokens.
     """
 
     def __init__(self, content: bytes, *, source: str) -> None:
@@ -68,6 +70,7 @@ class Tokenizer:
             for piece, token_id in parsed.model.vocab.items()
             if token_id not in self.control_ids
         }
+        self.max_token_bytes = max(map(len, self._bytes_by_id.values()))
         self.vocab_size = max((*self._bytes_by_id, *self.control_ids)) + 1
 
     @classmethod
@@ -106,7 +109,12 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             description = f"character {error.start} is a lone surrogate; send text that is valid Unicode"
             raise InvalidRequest(FieldViolation(field, description)) from error
-        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        if len(text) < _LONG_TEXT_CHARACTERS:
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+        else:
+            # The library encodes one text with the interpreter locked and lists of texts without.
+            encoding = self._encoder.encode_batch_fast([text], add_special_tokens=False)[0]
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

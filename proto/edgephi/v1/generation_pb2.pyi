@@ -91,7 +91,7 @@ class Message(_message.Message):
     role: Global___Role.ValueType
     """Who speaks. Required: ROLE_UNSPECIFIED is refused."""
     content: _builtins.str
-    """Text in UTF-8, at most 524,288 bytes, with at least one character that is not white space. It is text only:
+    """Text in UTF-8, at most 196,608 bytes, with at least one character that is not white space. It is text only:
     spellings of control tokens in it are not obeyed.
     """
     def __init__(

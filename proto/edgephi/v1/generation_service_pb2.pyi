@@ -30,7 +30,7 @@ class ChatRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model to answer, "models/{model}" or its last part alone. Empty: the served one."""
+    """Model to answer, "models/{model}" or its last part alone, at most 160 bytes. Empty: the served one."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Message]:
         """The chat so far, oldest first, 1 to 1,024 messages; the last one is the user's."""
@@ -102,9 +102,9 @@ class CompleteRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model to answer, "models/{model}" or its last part alone. Empty: the served one."""
+    """Model to answer, "models/{model}" or its last part alone, at most 160 bytes. Empty: the served one."""
     prompt: _builtins.str
-    """Text to continue in UTF-8, 1 to 524,288 bytes. Spellings of control tokens in it are text, not control tokens."""
+    """Text to continue in UTF-8, 1 to 196,608 bytes. Spellings of control tokens in it are text, not control tokens."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
         """How to draw tokens. Absent: the model's defaults."""
@@ -172,9 +172,9 @@ class CountTokensRequest(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model whose tokenizer counts, "models/{model}" or its last part alone. Empty: the served one."""
+    """Model whose tokenizer counts, "models/{model}" or its last part alone, at most 160 bytes. Empty: the served one."""
     prompt: _builtins.str
-    """A raw prompt, counted as Complete would send it; same bounds as CompleteRequest.prompt."""
+    """A raw prompt, 1 to 196,608 bytes, counted as Complete would send it."""
     @_builtins.property
     def chat(self) -> _generation_pb2.Messages:
         """A chat, counted with its template as Chat would send it."""

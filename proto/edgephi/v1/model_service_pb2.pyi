@@ -156,9 +156,11 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most models to return. 0: 50. Above 1,000: 1,000. Negative: refused."""
+    """Most models to return, at least 0. 0: 50. Above 1,000: 1,000. Negative: refused."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the last response. Empty: from the start. Other values are refused."""
+    """Where to go on: next_page_token of the last response, at most 64 bytes. Empty: from the start. Other values are
+    refused.
+    """
     def __init__(
         self,
         *,
@@ -209,7 +211,7 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name, "models/{model}". Required."""
+    """Resource name, "models/{model}", 1 to 160 bytes. Required."""
     def __init__(
         self,
         *,

@@ -14,21 +14,25 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from edgephi.errors import ConfigError, InvalidRequest, ModelInvalid, ModelNotFound
 
 if TYPE_CHECKING:
     from edgephi.artifact.config import ModelConfig
     from edgephi.artifact.manifest import Progress
-    from edgephi.engine.backend import Backend
+    from edgephi.cli.engines import Closable, EngineDescription, EngineSetup
+    from edgephi.engine.admission import AdmissionConfig
+    from edgephi.engine.admitting_loop import AdmittingLoop
     from edgephi.engine.loop import EngineLoop
     from edgephi.engine.request import SamplingParams
     from edgephi.generation.generator import Generator
+    from edgephi.isolation.remote_loop import RemoteLoop
     from edgephi.profile.plan import Plan
     from edgephi.profile.verification import ExpectedSpeed
     from edgephi.server.app import Served
     from edgephi.server.model_info import ModelInfo
+    from edgephi.text.tokenizer import Tokenizer
 
 POCKET = "pocket"
 """Name of the model inside the package; it needs no folder and no download."""
@@ -37,9 +41,6 @@ FAKE_ANSWER = (
     "This is the fake engine: no model is loaded and every answer is this one. "
     "It streams, stops and can be cancelled as a real one does."
 )
-FAKE_STEP_S = 0.02
-FAKE_PAGE_TOKENS = 16
-FAKE_KV_TOKENS = 4096
 _NOT_IN_ID = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -67,6 +68,8 @@ class ServiceOptions:
         mixed_chunk_tokens: Most prompt tokens in a step that other requests decode in.
         max_draft_tokens: Most guessed tokens checked beside a request's next one; 0 for none. Answers stay the same.
         default_max_tokens: Longest answer of a request that names no limit; None for a fair share of ``kv_tokens``.
+        isolated: Whether the engine is a process of its own, so that its death is not this process's.
+        admission: How many requests may wait, in a queue that is fair between clients; None for the engine's own.
     """
 
     model: str = POCKET
@@ -80,6 +83,8 @@ class ServiceOptions:
     mixed_chunk_tokens: int = 16
     max_draft_tokens: int = 8
     default_max_tokens: int | None = None
+    isolated: bool = False
+    admission: AdmissionConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +150,7 @@ def resolve_model(name_or_path: str) -> ModelSource:
 
 class LocalService:
     """
-    A loaded model with its engine and its generator, in this process.
+    A loaded model with its engine, in this process or one of its own, and its generator in this one.
 
     Lives from :func:`open_service` to :meth:`close`. Whoever opened it closes it, after everything that uses the
     generator has stopped.
@@ -163,8 +168,8 @@ class LocalService:
     def __init__(
         self,
         generator: Generator,
-        loop: EngineLoop,
-        backend: _Closable,
+        loop: EngineLoop | RemoteLoop | AdmittingLoop,
+        backend: Closable | None,
         *,
         info: ModelInfo,
         plan: Plan,
@@ -208,7 +213,8 @@ class LocalService:
             EngineFailed: If a forward is stuck; the backend is then left alone, for the forward still uses it.
         """
         self.loop.close()
-        self._backend.close()
+        if self._backend is not None:
+            self._backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -239,49 +245,37 @@ def open_service(
         ConfigError: If an option is out of bounds.
     """
     from edgephi.artifact.config import load_config
-    from edgephi.engine.core import Engine, EngineConfig
-    from edgephi.engine.loop import EngineLoop
+    from edgephi.engine.admitting_loop import AdmittingLoop
     from edgephi.generation.generator import Generator
-    from edgephi.text.tokenizer import Tokenizer
 
     source = resolve_model(options.model)
-    engine_config = EngineConfig(
-        max_running=options.max_running,
-        prefill_chunk_tokens=options.prefill_chunk_tokens,
-        mixed_chunk_tokens=options.mixed_chunk_tokens,
-        max_draft_tokens=options.max_draft_tokens,
-        max_context_tokens=None if planned is None else planned.plan.context_tokens,
-    )
     config = load_config(source.path)
-    tokenizer = Tokenizer.from_model_dir(source.path)
     defaults = _sampling_defaults(source, config)
     with contextlib.ExitStack() as on_failure:
-        loaded = (
-            _fake_backend(options, config, tokenizer.encode(FAKE_ANSWER), tokenizer.special_id("<|end|>"))
-            if options.engine is EngineKind.FAKE
-            else _tvm_backend(source, options, progress)
-        )
-        on_failure.callback(loaded.owner.close)
-        engine = Engine(loaded.backend, engine_config)
-        plan = _plan(loaded, options, engine.context_tokens)
+        if options.isolated:
+            opened = _open_isolated(source, config, options, planned, on_failure, progress)
+        else:
+            opened = _open_here(source, config, options, planned, on_failure, progress)
+        loaded = opened.description
+        plan = _plan(loaded, options)
         if planned is not None:
             plan = _with_predictions(plan, planned.plan)
-        info = _model_info(source, config, engine.context_tokens, loaded.digest)
-        loop = EngineLoop(engine)
+        loop = _with_queue(opened.loop, options, planned)
         on_failure.callback(loop.close)
         generator = Generator(
-            tokenizer,
+            opened.tokenizer,
             loop,
-            context_tokens=engine.context_tokens,
+            context_tokens=loaded.context_tokens,
             eos_token_ids=frozenset(config.eos_token_ids),
             defaults=defaults,
             default_max_tokens=plan.default_max_tokens,
+            require_place=loop.require_place if isinstance(loop, AdmittingLoop) else None,
         )
         service = LocalService(
             generator,
             loop,
-            loaded.owner,
-            info=info,
+            opened.owner,
+            info=_model_info(source, config, loaded.context_tokens, loaded.digest),
             plan=plan,
             threads=loaded.threads,
             level=loaded.level,
@@ -291,65 +285,109 @@ def open_service(
     return service
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A running engine, who closes what it computes with, and what is needed to talk to it."""
+
+    loop: EngineLoop | RemoteLoop
+    owner: Closable | None
+    description: EngineDescription
+    tokenizer: Tokenizer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    """A backend, who closes it, and what is known of it."""
+def _open_here(
+    source: ModelSource,
+    config: ModelConfig,
+    options: ServiceOptions,
+    planned: ServingPlan | None,
+    on_failure: contextlib.ExitStack,
+    progress: Progress | None,
+) -> _Opened:
+    from edgephi.cli.engines import load_engine
+    from edgephi.engine.loop import EngineLoop
+    from edgephi.text.tokenizer import Tokenizer
 
-    backend: Backend
-    owner: _Closable
-    threads: int | None = None
-    cpus: tuple[int, ...] = ()
-    level: str | None = None
-    digest: str | None = None
-    kv_dtype: str | None = None
-    weights_bytes: int | None = None
-    kv_bytes: int | None = None
+    tokenizer = Tokenizer.from_model_dir(source.path)
+    loaded = load_engine(_setup(source, config, options, planned, tokenizer), progress)
+    on_failure.callback(loaded.owner.close)
+    loop = EngineLoop(loaded.engine)
+    on_failure.callback(loop.close)
+    return _Opened(loop, loaded.owner, loaded.description, tokenizer)
 
 
-def _tvm_backend(source: ModelSource, options: ServiceOptions, progress: Progress | None) -> _Loaded:
-    from edgephi.profile.isa import host_arch, host_features, supported_levels
-    from edgephi.runtime.model import RuntimeOptions, load_model
+def _open_isolated(
+    source: ModelSource,
+    config: ModelConfig,
+    options: ServiceOptions,
+    planned: ServingPlan | None,
+    on_failure: contextlib.ExitStack,
+    progress: Progress | None,
+) -> _Opened:
+    import msgspec
 
-    if options.level is not None:
-        # Before compiling, which would take its time and then be refused.
-        levels = [level.name for level in supported_levels(host_features(), host_arch())]
-        if options.level not in levels:
-            raise ConfigError(f"target is {options.level!r}; this CPU runs {', '.join(levels) or 'none of the levels'}")
-    runtime = RuntimeOptions(
-        level=options.level, kv_dtype=options.kv_dtype, kv_tokens=options.kv_tokens, threads=options.threads
+    from edgephi.cli.engines import EngineDescription, start_engine_process
+    from edgephi.text.tokenizer import Tokenizer
+
+    # Only the fake engine's answer needs it before the process starts, which then loads at the same time.
+    tokenizer = Tokenizer.from_model_dir(source.path) if options.engine is EngineKind.FAKE else None
+    loop = start_engine_process(_setup(source, config, options, planned, tokenizer))
+    on_failure.callback(loop.close)
+    tokenizer = tokenizer or Tokenizer.from_model_dir(source.path)
+    import edgephi.server.app  # noqa: F401 - a quarter of a second that nobody then waits for
+
+    description = msgspec.msgpack.decode(loop.wait_loaded(progress), type=EngineDescription)
+    return _Opened(loop, None, description, tokenizer)
+
+
+def _with_queue(
+    loop: EngineLoop | RemoteLoop, options: ServiceOptions, planned: ServingPlan | None
+) -> EngineLoop | RemoteLoop | AdmittingLoop:
+    """Put the queue in front of a loop, where one is wanted."""
+    from edgephi.engine.admitting_loop import AdmittingLoop
+    from edgephi.engine.service_times import ServiceRates
+
+    if options.admission is None:
+        return loop
+    start: ServiceRates | None = None
+    predicted = None if planned is None else planned.plan.predicted
+    if predicted is not None and predicted.prefill_tokens_per_s and predicted.each_full_tokens_per_s:
+        start = ServiceRates(
+            prefill_tokens_per_s=predicted.prefill_tokens_per_s, decode_tokens_per_s=predicted.each_full_tokens_per_s
+        )
+    return AdmittingLoop(loop, options.admission, start=start)
+
+
+def _setup(
+    source: ModelSource,
+    config: ModelConfig,
+    options: ServiceOptions,
+    planned: ServingPlan | None,
+    tokenizer: Tokenizer | None,
+) -> EngineSetup:
+    from edgephi.cli.engines import EngineSetup, FakeSetup
+
+    fake: FakeSetup | None = None
+    if options.engine is EngineKind.FAKE:
+        assert tokenizer is not None
+        fake = FakeSetup(
+            vocab_size=config.vocab_size,
+            context_tokens=config.context_window_size,
+            script=tuple(tokenizer.encode(FAKE_ANSWER)),
+            end_id=tokenizer.special_id("<|end|>"),
+        )
+    return EngineSetup(
+        model_path=str(source.path),
+        fake=fake,
+        level=options.level,
+        kv_tokens=options.kv_tokens,
+        kv_dtype=options.kv_dtype,
+        threads=options.threads,
+        max_running=options.max_running,
+        prefill_chunk_tokens=options.prefill_chunk_tokens,
+        mixed_chunk_tokens=options.mixed_chunk_tokens,
+        max_draft_tokens=options.max_draft_tokens,
+        max_context_tokens=None if planned is None else planned.plan.context_tokens,
     )
-    model = load_model(source.path, runtime, progress=progress)
-    return _Loaded(
-        backend=model.backend,
-        owner=model,
-        threads=model.threads,
-        cpus=model.thread_plan.cpus or (),
-        level=model.bundle.level,
-        digest=model.bundle.model_digest,
-        kv_dtype=model.bundle.kv_dtype,
-        weights_bytes=model.bundle.weights.nbytes,
-        kv_bytes=model.backend.kv_bytes,
-    )
-
-
-def _fake_backend(options: ServiceOptions, config: ModelConfig, script: list[int], end_id: int) -> _Loaded:
-    from edgephi.runtime.fake import FakeBackend
-
-    kv_tokens = options.kv_tokens if options.kv_tokens is not None else FAKE_KV_TOKENS
-    backend = FakeBackend(
-        vocab_size=config.vocab_size,
-        page_size=FAKE_PAGE_TOKENS,
-        num_pages=-(-kv_tokens // FAKE_PAGE_TOKENS),
-        max_context_tokens=config.context_window_size,
-        step_delay_s=FAKE_STEP_S,
-        script=script,
-        eos_token_id=end_id,
-    )
-    return _Loaded(backend=backend, owner=backend)
 
 
 def _sampling_defaults(source: ModelSource, config: ModelConfig) -> SamplingParams:
@@ -397,24 +435,23 @@ def model_id(name: str) -> str:
     return _NOT_IN_ID.sub("-", name.lower()).lstrip("._-")[:127] or "model"
 
 
-def _plan(loaded: _Loaded, options: ServiceOptions, context_tokens: int) -> Plan:
+def _plan(loaded: EngineDescription, options: ServiceOptions) -> Plan:
     from edgephi.profile.plan import KvDtype, Plan, PlanMemory
 
-    spec = loaded.backend.spec
     default_max_tokens = options.default_max_tokens
     if default_max_tokens is None:
         # Pages for the whole answer are reserved, so an unbounded one would keep others waiting.
-        default_max_tokens = max(1, spec.num_pages * spec.page_size // options.max_running)
+        default_max_tokens = max(1, loaded.num_pages * loaded.page_tokens // options.max_running)
     elif default_max_tokens < 1:
         raise ConfigError(f"default_max_tokens is {default_max_tokens}; must be at least 1")
     return Plan(
-        context_tokens=context_tokens,
+        context_tokens=loaded.context_tokens,
         max_running=options.max_running,
         prefill_chunk_tokens=options.prefill_chunk_tokens,
         mixed_chunk_tokens=options.mixed_chunk_tokens,
-        default_max_tokens=min(default_max_tokens, context_tokens),
-        page_tokens=spec.page_size,
-        num_pages=spec.num_pages,
+        default_max_tokens=min(default_max_tokens, loaded.context_tokens),
+        page_tokens=loaded.page_tokens,
+        num_pages=loaded.num_pages,
         kv_dtype=None if loaded.kv_dtype is None else KvDtype(loaded.kv_dtype),
         num_threads=loaded.threads,
         cpus=loaded.cpus,

@@ -11,7 +11,7 @@ from edgephi.errors import EdgephiError
 
 
 @click.command("health", short_help="Ask a server whether it takes requests.")
-@click.option("--service", default="", metavar="NAME", help='A service, or "liveness".  [default: all]')
+@click.option("--service", default="", metavar="NAME", help="liveness, readiness or a service.  [default: readiness]")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),

@@ -9,7 +9,9 @@ import click
 
 from edgephi.cli.bench import bench
 from edgephi.cli.calibrate import calibrate
+from edgephi.cli.cert import cert
 from edgephi.cli.chat import chat
+from edgephi.cli.config import config
 from edgephi.cli.demo import demo
 from edgephi.cli.devices import devices
 from edgephi.cli.doctor import doctor
@@ -20,6 +22,7 @@ from edgephi.cli.plan import plan
 from edgephi.cli.ps import ps
 from edgephi.cli.run import run
 from edgephi.cli.serve import serve
+from edgephi.cli.token import token
 from edgephi.cli.version import version
 
 
@@ -51,13 +54,30 @@ def cli() -> None:
       edgephi plan                                what context and speed to expect here, or on another device
 
     Every option but --json can also be set by an environment variable: EDGEPHI_, the command, the option, such as
-    EDGEPHI_SERVE_PORT=50052 for `edgephi serve --port`.
+    EDGEPHI_SERVE_PORT=50052 for `edgephi serve --port`. `edgephi serve` also reads a file (`edgephi config --help`).
 
     Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted with Ctrl-C.
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
 
 
-for command in (run, chat, serve, ps, health, model, doctor, devices, plan, calibrate, bench, demo, version):
+for command in (
+    run,
+    chat,
+    serve,
+    config,
+    cert,
+    token,
+    ps,
+    health,
+    model,
+    doctor,
+    devices,
+    plan,
+    calibrate,
+    bench,
+    demo,
+    version,
+):
     cli.add_command(command)
 
 

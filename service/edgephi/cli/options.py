@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgephi.cli.compose import POCKET, EngineKind, ServiceOptions
+from edgephi.errors import ConfigError
 from edgephi.profile.plan import KvDtype
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 """Where ``edgephi serve`` listens; written here as well because the client's own constant loads gRPC."""
+
+TOKEN_ENV = "EDGEPHI_TOKEN"  # noqa: S105 - its name
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -84,6 +88,12 @@ _TLS = (
     click.option("--tls-cert", type=_FILE, help="This client's certificate."),
     click.option("--tls-key", type=_FILE, help="Its private key."),
     click.option("--tls-server-name", metavar="NAME", help="Name in the server's certificate."),
+    click.option(
+        "--token-file",
+        type=_FILE,
+        help=f"File with the token that the server asks for; ${TOKEN_ENV} holds the token itself. Not on the command "
+        "line, where everyone on the machine could read it.",
+    ),
 )
 
 
@@ -98,8 +108,10 @@ class Address:
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
         tls_server_name: str | None = None,
+        token_file: Path | None = None,
     ) -> None:
         self.target = target
+        self._token_file = token_file
         self._tls: dict[str, Any] = {"ca": tls_ca, "cert": tls_cert, "key": tls_key, "server_name": tls_server_name}
 
     @contextlib.contextmanager
@@ -114,12 +126,16 @@ class Address:
         from edgephi.client import Client, ServerUnavailable, TlsOptions
 
         tls = TlsOptions(**self._tls) if any(value is not None for value in self._tls.values()) else None
-        with Client(self.target, tls=tls, timeout_s=timeout_s, can_retry=can_retry) as client:
+        token = self._token(has_tls=tls is not None)
+        with Client(self.target, tls=tls, token=token, timeout_s=timeout_s, can_retry=can_retry) as client:
             try:
                 yield client
             except ServerUnavailable as error:
                 if error.reason is not None:  # the server itself said so: it is loading or draining
                     raise
+                if error.hint is not None:
+                    hint = error.hint + self._authority_dates()
+                    raise ServerUnavailable(f"no connection to {self.target}", code=error.code, hint=hint) from error
                 detail = str(error).rsplit(": ", 1)[-1]  # gRPC's message repeats the address in several forms
                 remedy = "start one with `edgephi serve`, or name another with --connect"
                 if tls is None:
@@ -128,6 +144,24 @@ class Address:
                     f"no server answers at {self.target} ({detail}); {remedy}",
                     code=error.code,
                 ) from error
+
+    def _token(self, *, has_tls: bool) -> str | None:
+        if self._token_file is not None:
+            return self._token_file.read_text(encoding="utf-8", errors="replace").strip()
+        # A variable may be set for another server: without TLS it is not sent rather than refused.
+        return os.environ.get(TOKEN_ENV) or None if has_tls else None
+
+    def _authority_dates(self) -> str:
+        """Return when the authority's certificate begins and ends, for people whose clock may be wrong."""
+        from edgephi.cli.certificates import load_certificates
+
+        if self._tls["ca"] is None:
+            return ""
+        with contextlib.suppress(ConfigError):
+            found = load_certificates(self._tls["ca"])[0]
+            begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+            return f" ({self._tls['ca']} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC)"
+        return ""
 
 
 def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -192,14 +226,19 @@ def connect_options(*, is_required: bool) -> Callable[[Callable[..., Any]], Call
             tls_cert: Path | None,
             tls_key: Path | None,
             tls_server_name: str | None,
+            token_file: Path | None,
             **rest: Any,
         ) -> Any:
             files = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
-            if connect is None and any(value is not None for value in (*files.values(), tls_server_name)):
-                raise click.UsageError("the --tls options need --connect")
+            if connect is None and any(value is not None for value in (*files.values(), tls_server_name, token_file)):
+                raise click.UsageError("the --tls options and --token-file need --connect")
             if connect is not None and not is_required:
                 _refuse_local_options(click.get_current_context())
-            address = None if connect is None else Address(connect, **files, tls_server_name=tls_server_name)
+            address = (
+                None
+                if connect is None
+                else Address(connect, **files, tls_server_name=tls_server_name, token_file=token_file)
+            )
             return command(address=address, **rest)
 
         return _add(with_address, (connect, *_TLS))

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import os
-import signal
+import functools
+import time
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edgephi.cli.compose import EngineKind, LocalService, ServiceOptions, ServingPlan, open_service
-from edgephi.cli.logs import LogFormat, configure_logs
+from edgephi.cli.compose import EngineKind, ServiceOptions, ServingPlan, open_service
+from edgephi.cli.config_file import CONFIG_ENV, SERVE_PREFIX, resolved, use_config
+from edgephi.cli.logs import LogFormat, LogLevel, configure_logs
 from edgephi.cli.options import answering_options, json_option
-from edgephi.cli.output import print_json
 from edgephi.cli.planning import PlanningOptions
-from edgephi.cli.version import package_version
-from edgephi.errors import EngineFailed
+from edgephi.cli.ready_line import announce
+from edgephi.cli.sd_notify import Notifier
+from edgephi.cli.serving import LOADING_S, end_on_signals_while_loading, run_server
+from edgephi.engine.admission import AdmissionConfig
+from edgephi.errors import ConfigError
 from edgephi.profile.memory_limits import parse_bytes
-from edgephi.profile.plan import KvDtype, Plan, PlanKind
+from edgephi.profile.plan import KvDtype
 from edgephi.profile.plan_request import Prefer
 
-if TYPE_CHECKING:
-    from edgephi.server.app import Server
-    from edgephi.server.settings import ServerSettings
-
-ENGINE_CHECK_S = 1.0
 _UNPLANNED_RUNNING = 4
 _PLANNING_OPTIONS = ("floor", "accept_slower", "memory", "context", "prefer")
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+class _Size(click.ParamType[int]):
+    """A number of bytes, such as ``4GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value, name="size")
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
 @click.command("serve", short_help="Serve a model over gRPC.")
+@click.option(
+    "--config",
+    type=_FILE,
+    is_eager=True,
+    expose_value=False,
+    envvar=CONFIG_ENV,
+    callback=use_config,
+    help="YAML file with options, such as max_running: 2.  [default: as `edgephi config --help` says]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=50051, show_default=True, help="TCP port; 0 takes a free one.")
 @click.option("--metrics-port", type=int, help="Port of a Prometheus page on --metrics-host.  [default: none]")
@@ -42,7 +61,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--tls-cert", type=_FILE, help="Certificate chain in PEM.")
 @click.option("--tls-key", type=_FILE, help="Its private key in PEM.")
 @click.option("--tls-client-ca", type=_FILE, help="Ask clients for a certificate that these authorities signed.")
-@click.option("--insecure-lan", is_flag=True, help="Listen on the network without TLS: anyone there can read and send.")
+@click.option("--tokens", type=_FILE, help="Ask callers for a token of this file, which `edgephi token add` writes.")
+@click.option(
+    "--insecure-lan",
+    is_flag=True,
+    help="Listen on the network without TLS, or without tokens and certificates: anyone there can read or send.",
+)
 @click.option(
     "--floor",
     type=click.FloatRange(min=0, min_open=True),
@@ -54,7 +78,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--accept-slower", is_flag=True, help="Serve at what this machine can do where the floor is out of reach."
 )
-@click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4GiB.  [default: what this machine leaves]")
+@click.option(
+    "--memory",
+    type=_Size(),
+    metavar="SIZE",
+    help="Most memory to use, such as 4GiB.  [default: what this machine leaves]",
+)
 @click.option(
     "--context",
     type=click.IntRange(min=1),
@@ -91,6 +120,28 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="Longest answer of a request that names no limit.  [default: a fair share of the pages]",
 )
 @click.option(
+    "--max-waiting",
+    type=click.IntRange(min=0),
+    default=32,
+    show_default=True,
+    help="Requests that may wait for a place; the last quarter is for clients that have none waiting.",
+)
+@click.option(
+    "--max-waiting-per-client",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Requests of one client that may wait: of one token, certificate or address.",
+)
+@click.option(
+    "--max-wait-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Refuse a further request of a client while the work that waits would take longer.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=20.0,
@@ -105,6 +156,19 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Of the log on standard error; auto is console on a terminal and JSON elsewhere.",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice([level.value for level in LogLevel]),
+    default=LogLevel.INFO.value,
+    show_default=True,
+    help="Least severe lines of the log; debug also tells of probes.",
+)
+@click.option(
+    "--otlp-endpoint",
+    envvar=(f"{SERVE_PREFIX}OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    metavar="URL",
+    help="Send OpenTelemetry traces to the collector there, such as http://127.0.0.1:4317.  [default: none]",
+)
 @json_option
 @answering_options
 def serve(
@@ -112,15 +176,19 @@ def serve(
     service: ServiceOptions,
     floor: float,
     accept_slower: bool,
-    memory: str | None,
+    memory: int | None,
     context: int | None,
     max_running: int | None,
     prefer: str,
     prefill_chunk: int | None,
     mixed_chunk: int | None,
     default_max_tokens: int | None,
+    max_waiting: int,
+    max_waiting_per_client: int,
+    max_wait_seconds: float,
     grace: float,
     log_format: str,
+    log_level: str,
     as_json: bool,
     **network: Any,
 ) -> None:
@@ -141,15 +209,25 @@ def serve(
       edgephi serve
       edgephi serve --model phi3-mini-4k --memory 4GiB --floor 12 --metrics-port 9464
       edgephi serve --model phi3-mini-4k --context 2048 --accept-slower
-      edgephi serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
+      edgephi serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --tokens tokens.json
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
-    from edgephi.server.settings import ServerSettings
+    import structlog
 
+    from edgephi.server.credentials import open_credentials
+    from edgephi.server.settings import ServerSettings
+    from edgephi.server.tracing import check_tracing
+
+    end_on_signals_while_loading()
     settings = ServerSettings(**network)  # before the model: a wrong address should not cost a minute
-    configure_logs(LogFormat(log_format))
-    # As process 1 of a container Python would ignore the signal until the server handles it itself.
-    signal.signal(signal.SIGTERM, _stop_while_loading)
-    options = dataclasses.replace(service, max_running=_UNPLANNED_RUNNING, default_max_tokens=default_max_tokens)
+    configure_logs(LogFormat(log_format), level=LogLevel(log_level))
+    check_tracing(settings.otlp_endpoint)
+    open_credentials(settings, log=structlog.get_logger("edgephi.server"))  # the same: before the model
+    _log_settings()
+    notifier = Notifier.from_environment()
+    notifier.tell(STATUS=f"loading {service.model}", EXTEND_TIMEOUT_USEC=round(LOADING_S * 1e6))
+    options = dataclasses.replace(
+        service, max_running=_UNPLANNED_RUNNING, default_max_tokens=default_max_tokens, isolated=True
+    )
     planned: ServingPlan | None = None
     if service.engine is EngineKind.FAKE or service.kv_tokens is not None:
         _refuse_planning_options()
@@ -157,7 +235,7 @@ def serve(
         planned = _plan(
             PlanningOptions(
                 model=service.model,
-                memory_bytes=None if memory is None else parse_bytes(memory),
+                memory_bytes=memory,
                 floor_tokens_per_s=floor,
                 context_tokens=context,
                 batch=max_running,
@@ -175,9 +253,30 @@ def serve(
         max_running=max_running or options.max_running,
         prefill_chunk_tokens=prefill_chunk or options.prefill_chunk_tokens,
         mixed_chunk_tokens=mixed_chunk or options.mixed_chunk_tokens,
+        admission=AdmissionConfig(
+            max_waiting=max_waiting, max_waiting_per_client=max_waiting_per_client, max_wait_s=max_wait_seconds
+        ),
     )
-    with open_service(options, planned=planned, progress=_LogProgress()) as local:
-        asyncio.run(_serve(local, settings, grace_s=grace, as_json=as_json))
+    with open_service(options, planned=planned, progress=_LoadingProgress(notifier)) as local:
+        run_server(
+            local,
+            settings,
+            grace_s=grace,
+            announce=functools.partial(announce, local, settings=settings, as_json=as_json),
+            notifier=notifier,
+        )
+
+
+def _log_settings() -> None:
+    """Log once what was chosen, and where; no option's value is a secret."""
+    import structlog
+
+    chosen = {
+        name: f"{setting.value} ({setting.where or setting.source})"
+        for name, setting in resolved(click.get_current_context()).items()
+        if setting.source != "default"
+    }
+    structlog.get_logger("edgephi.cli").info("config.resolved", settings=chosen)
 
 
 def _refuse_planning_options() -> None:
@@ -219,109 +318,22 @@ def _plan(options: PlanningOptions, *, accept_slower: bool) -> ServingPlan:
     return planned
 
 
-def _stop_while_loading(_number: int, _frame: FrameType | None) -> None:
-    # Not an exception: that would wait for a compiler, which ends by itself when nobody reads its reports.
-    os._exit(0)
+class _LoadingProgress:
+    """Tells of a model that is compiled: the log of each kind of work once, the service manager that it goes on."""
 
-
-async def _serve(local: LocalService, settings: ServerSettings, *, grace_s: float, as_json: bool) -> None:
-    """
-    Run one server until a signal has stopped it.
-
-    Raises:
-        EngineFailed: If the engine ended by itself, so that a service manager starts a new process.
-    """
-    from edgephi.server.app import Server
-
-    server = Server(local.served(), settings)
-    asked_to_stop = _stop_on_signals()
-    try:
-        await server.start()
-        ready = asyncio.create_task(server.wait_ready())
-        await asyncio.wait({ready, asked_to_stop}, return_when=asyncio.FIRST_COMPLETED)
-        if asked_to_stop.done():
-            ready.cancel()
-            return
-        ready.result()  # raises when the model could not produce its first token
-        _announce(local, server, settings, as_json=as_json)
-        while not asked_to_stop.done():
-            await asyncio.wait({asked_to_stop}, timeout=ENGINE_CHECK_S)
-            if not local.loop.is_alive:
-                raise EngineFailed("the engine ended by itself; the log says why")
-    finally:
-        await server.stop(grace_s)
-
-
-def _stop_on_signals() -> asyncio.Future[None]:
-    """Return a future that a first SIGTERM or SIGINT resolves; a second one ends the process."""
-    loop = asyncio.get_running_loop()
-    asked: asyncio.Future[None] = loop.create_future()
-
-    def on_signal(number: int) -> None:
-        if not asked.done():
-            asked.set_result(None)
-        else:
-            # The engine may be in a forward that takes seconds; whoever asks twice does not want to wait for it.
-            os._exit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    return asked
-
-
-def _announce(local: LocalService, server: Server, settings: ServerSettings, *, as_json: bool) -> None:
-    address = f"[{settings.host}]:{server.port}" if ":" in settings.host else f"{settings.host}:{server.port}"
-    info = local.info
-    if as_json:
-        print_json(
-            {
-                "address": address,
-                "tls": settings.has_tls,
-                "metrics_port": server.metrics_port,
-                "model": info.name,
-                "quantization": info.quantization,
-                "context_tokens": info.context_tokens,
-                "kv_tokens": local.kv_tokens,
-                "max_running": local.plan.max_running,
-                "threads": local.threads,
-                "level": local.level,
-                "version": package_version(),
-                "pid": os.getpid(),
-            }
-        )
-        return
-    security = "TLS" if settings.has_tls else "no TLS"
-    threads = "1 thread" if local.threads == 1 else f"{local.threads} threads"
-    computing = f"{threads}, {local.level}" if local.level is not None else "fake engine"
-    reach = address if settings.host not in ("0.0.0.0", "::") else f"THIS-HOST:{server.port}"  # noqa: S104 - compared
-    tls = " --tls-ca CA.pem" if settings.has_tls else ""
-    metrics = "" if server.metrics_port is None else f", metrics on {settings.metrics_host}:{server.metrics_port}"
-    click.echo(
-        f"ready: {info.display_name} ({info.quantization}) on {address} ({security}){metrics}; "
-        f"context {info.context_tokens}, {_load(local.plan)}kv {local.kv_tokens} tokens, {computing}. "
-        f'Next: edgephi run --connect {reach}{tls} "turn on the kitchen light"'
-    )
-
-
-def _load(plan: Plan) -> str:
-    """Return what was planned, for people; nothing where nothing was."""
-    if plan.predicted is None or plan.predicted.each_full_tokens_per_s is None:
-        return ""
-    how = "as measured" if plan.kind is PlanKind.CALIBRATED else "as estimated"
-    each = "" if plan.max_running == 1 else " each"
-    return f"{plan.max_running} at once, {plan.predicted.each_full_tokens_per_s:.1f} tok/s{each} when full ({how}), "
-
-
-class _LogProgress:
-    """Logs each kind of work once while a model is compiled."""
-
-    def __init__(self) -> None:
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
         self._label: str | None = None
+        self._told_at = -float("inf")
 
     def __call__(self, label: str, _done: int, _total: int) -> None:
-        if label == self._label:
+        now = time.monotonic()
+        if label == self._label and now - self._told_at < 1:
             return
-        self._label = label
-        import structlog
+        self._told_at = now
+        self._notifier.tell(STATUS=f"compiling: {label}", EXTEND_TIMEOUT_USEC=round(LOADING_S * 1e6))
+        if label != self._label:
+            self._label = label
+            import structlog
 
-        structlog.get_logger("edgephi.cli").info("model.compiling", step=label)
+            structlog.get_logger("edgephi.cli").info("model.compiling", step=label)

@@ -12,6 +12,7 @@ Needs the contract and gRPC only: no model, no NumPy, no TVM.
 
 from edgephi.client.aio import AsyncChatStream, AsyncClient
 from edgephi.client.errors import (
+    AccessRefused,
     CallCancelled,
     ClientError,
     DeadlinePassed,
@@ -28,6 +29,7 @@ from edgephi.client.requests import ChatMessage, Sampling
 from edgephi.client.sync import ChatStream, Client
 
 __all__ = [
+    "AccessRefused",
     "AsyncChatStream",
     "AsyncClient",
     "CallCancelled",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, Unpack
 
@@ -17,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from edgephi.client import requests
 from edgephi.client.errors import ClientError, DeadlinePassed, ModelUnknown, ServerUnavailable, cut, error_of
 from edgephi.client.events import Delta, Event, FinalInfo, Response, event_of
-from edgephi.client.options import DEFAULT_TARGET, TlsOptions, channel_arguments, credentials
+from edgephi.client.options import DEFAULT_TARGET, TlsOptions, channel_arguments, credentials, tls_options
 from edgephi.client.requests import Chat, Sampling
 from edgephi.v1 import device_pb2, device_service_pb2, generation_service_pb2, model_service_pb2
 from edgephi.v1.device_service_pb2_grpc import DeviceServiceStub
@@ -115,7 +116,10 @@ class AsyncClient:
     Args:
         target: ``host:port``, or any name gRPC resolves.
         tls: Files for an encrypted connection; None for a plain one.
-        token: Sent with every call; needs ``tls``.
+        ca: Short for ``tls=TlsOptions(ca=...)``, with ``cert`` and ``key``: the authority of the server's certificate.
+        cert: This client's certificate, for servers that ask for one.
+        key: Its private key.
+        token: Sent with every call; needs ``tls`` or ``ca``.
         timeout_s: Longest time for one call in seconds; None for none.
         can_retry: Whether calls that a server could not take are tried again by themselves.
 
@@ -128,10 +132,14 @@ class AsyncClient:
         target: str = DEFAULT_TARGET,
         *,
         tls: TlsOptions | None = None,
+        ca: Path | str | None = None,
+        cert: Path | str | None = None,
+        key: Path | str | None = None,
         token: str | None = None,
         timeout_s: float | None = None,
         can_retry: bool = True,
     ) -> None:
+        tls = tls_options(tls, ca=ca, cert=cert, key=key)
         made = credentials(tls, token)
         arguments = channel_arguments(tls, can_retry=can_retry)
         self._channel = (
@@ -242,16 +250,19 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         last: ClientError | None = None
+        hint: str | None = None
         while (remaining_s := deadline - loop.time()) > 0:
             try:
                 if await self._is_serving("", remaining_s):
                     return
-                last = None
+                last, hint = None, None
             except (ServerUnavailable, DeadlinePassed) as error:
-                last = error
+                last, hint = error, error.hint or hint
             await asyncio.sleep(READY_POLL_S)
         state = "is not ready" if last is None else "cannot be reached"
-        raise ServerUnavailable(f"{self._target} {state} after {timeout_s:g} s", code="UNAVAILABLE") from last
+        raise ServerUnavailable(
+            f"{self._target} {state} after {timeout_s:g} s", code="UNAVAILABLE", hint=hint
+        ) from last
 
     async def close(self) -> None:
         """Close the connection; streams still running are cut. Calling it again does nothing."""

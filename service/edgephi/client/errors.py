@@ -3,6 +3,7 @@ What a client raises when a call does not end well.
 
     ClientError (an EdgephiError)
     ├── RequestRefused        a field is out of bounds; nothing was started. Do not retry
+    ├── AccessRefused         the server does not know the caller, or lets it do less. Do not retry
     ├── ModelUnknown          the server has no such model. Do not retry
     ├── ServerBusy            no room now. Retry after retry_after_s
     ├── ServerUnavailable     not reachable, loading or shutting down. Retry
@@ -24,6 +25,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # publishes no stubs
 
+from edgephi.client.handshake import handshake_hint
 from edgephi.errors import EdgephiError, FieldViolation
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -40,6 +42,7 @@ class ClientError(EdgephiError):
         retry_after_s: When the server suggests to try again, in seconds, or None.
         request_id: Finds the call in the server's log, or None.
         metadata: Numbers that belong to the reason, such as ``contextTokens``.
+        hint: What to do about a connection that TLS refused, or None.
     """
 
     def __init__(
@@ -51,13 +54,15 @@ class ClientError(EdgephiError):
         retry_after_s: float | None = None,
         request_id: str | None = None,
         metadata: Mapping[str, str] = MappingProxyType({}),
+        hint: str | None = None,
     ) -> None:
         self.code = code
         self.reason = reason
         self.retry_after_s = retry_after_s
         self.request_id = request_id
         self.metadata = dict(metadata)
-        super().__init__(message)
+        self.hint = hint
+        super().__init__(message if hint is None else f"{message}; {hint}")
 
 
 class RequestRefused(ClientError):
@@ -69,6 +74,10 @@ class RequestRefused(ClientError):
     """
 
     violations: tuple[FieldViolation, ...] = ()
+
+
+class AccessRefused(ClientError):
+    """The server asks for a token that it knows, or the caller's scope is not enough."""
 
 
 class ModelUnknown(ClientError):
@@ -102,6 +111,8 @@ class ServerFailed(ClientError):
 _CLASSES: Mapping[grpc.StatusCode, type[ClientError]] = MappingProxyType(
     {
         grpc.StatusCode.INVALID_ARGUMENT: RequestRefused,
+        grpc.StatusCode.UNAUTHENTICATED: AccessRefused,
+        grpc.StatusCode.PERMISSION_DENIED: AccessRefused,
         grpc.StatusCode.NOT_FOUND: ModelUnknown,
         grpc.StatusCode.RESOURCE_EXHAUSTED: ServerBusy,
         grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
@@ -142,13 +153,15 @@ def error_of(call: EndedCall, *, has_received: bool = False) -> ClientError:
     if kind is ServerUnavailable and has_received:
         kind = StreamCut
     request_id = next((value for key, value in trailers if key == REQUEST_ID_KEY), None)
+    details = call.details() or code.name
     error = kind(
-        call.details() or code.name,
+        details,
         code=code.name,
         reason=info.reason or None,
         retry_after_s=retry_after_s,
         request_id=request_id,
         metadata=info.metadata,
+        hint=handshake_hint(details) if code is grpc.StatusCode.UNAVAILABLE and not info.reason else None,
     )
     if isinstance(error, RequestRefused):
         error.violations = violations

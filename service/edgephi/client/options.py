@@ -8,6 +8,7 @@ repeats a call of which anything was received.
 from __future__ import annotations
 
 import json
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,26 @@ class TlsOptions:
     cert: Path | None = None
     key: Path | None = None
     server_name: str | None = None
+
+
+def tls_options(
+    tls: TlsOptions | None, *, ca: Path | str | None, cert: Path | str | None, key: Path | str | None
+) -> TlsOptions | None:
+    """
+    Return the files of a connection, however they were given.
+
+    Raises:
+        ConfigError: If they were given both ways.
+    """
+    if ca is None and cert is None and key is None:
+        return tls
+    if tls is not None:
+        raise ConfigError("ca, cert and key are short for tls=TlsOptions(...); give either these or that")
+    return TlsOptions(
+        ca=None if ca is None else Path(ca),
+        cert=None if cert is None else Path(cert),
+        key=None if key is None else Path(key),
+    )
 
 
 def service_config() -> dict[str, Any]:
@@ -80,7 +101,8 @@ def credentials(tls: TlsOptions | None, token: str | None) -> grpc.ChannelCreden
     Make the credentials of a channel; None for a plain one.
 
     Raises:
-        ConfigError: If a file cannot be read, a certificate has no key, or a token would travel unencrypted.
+        ConfigError: If a file cannot be read or is not what it should be, a certificate has no key or another one's, or
+            a token would travel unencrypted. The message never holds any of the token.
     """
     if tls is None:
         if token is not None:
@@ -89,9 +111,30 @@ def credentials(tls: TlsOptions | None, token: str | None) -> grpc.ChannelCreden
     if (tls.cert is None) != (tls.key is None):
         raise ConfigError("TlsOptions cert and key belong together; give both or neither")
     channel = grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.cert))
+    _check(tls)
     if token is None:
         return channel
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError("the token is empty or has characters that no token has; give exactly what was printed")
     return grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(token))
+
+
+def _check(tls: TlsOptions) -> None:
+    """Name the file that gRPC would refuse without a reason at each connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if tls.ca is not None:
+            context.load_verify_locations(tls.ca)
+    except ssl.SSLError as error:
+        raise ConfigError(f"TLS file {tls.ca} holds no certificate in PEM, or a damaged one; copy it anew") from error
+    try:
+        if tls.cert is not None:
+            # The empty password keeps an encrypted key from asking for one on the terminal.
+            context.load_cert_chain(tls.cert, tls.key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"TLS files {tls.cert} and {tls.key} are not a certificate in PEM and its unencrypted key; copy both anew"
+        ) from error
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,25 +22,27 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from edgephi.engine.health import EngineHealth
-from edgephi.engine.request import FinishReason, SamplingParams
-from edgephi.errors import ConfigError, EdgephiError, EngineFailed
+from edgephi.errors import ConfigError
 from edgephi.generation.generator import Generator
-from edgephi.generation.request import Final, GenerationEvent, GenerationRequest
 from edgephi.profile.governor import Governor, policy_for
 from edgephi.profile.plan import Plan, PlanKind
 from edgephi.profile.probe import DeviceFacts, LiveFacts, probe_live
 from edgephi.profile.verification import ExpectedSpeed, Verifier
+from edgephi.server.auth import AuthInterceptor
+from edgephi.server.channel_options import channel_options, max_connections
+from edgephi.server.credentials import open_credentials
 from edgephi.server.device import DeviceHandler
+from edgephi.server.engine_watch import EngineWatch
 from edgephi.server.errors import ErrorInterceptor
 from edgephi.server.generation import GenerationHandler
 from edgephi.server.governor import GovernedEngine, GovernorTask
 from edgephi.server.interceptors import CallInterceptor
 from edgephi.server.lifecycle import Lifecycle, ServerState
-from edgephi.server.metrics import Metrics, MetricsPage
 from edgephi.server.model import ModelHandler
 from edgephi.server.model_info import ModelInfo
+from edgephi.server.observability import Observability
 from edgephi.server.settings import ServerSettings
-from edgephi.server.tls import server_credentials
+from edgephi.server.tokenizing import TokenizingQueue
 from edgephi.server.verification import VerificationTask
 from edgephi.v1 import (
     device_service_pb2,
@@ -52,8 +53,8 @@ from edgephi.v1 import (
     model_service_pb2_grpc,
 )
 
-ENGINE_CHECK_S = 1.0
-LAST_MESSAGES_S = 5.0
+LAST_MESSAGES_S = 0.5
+"""How long the answers that were ended at the end of the grace may take to tell so."""
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
     for module, name in (
@@ -113,6 +114,9 @@ class Server:
         settings: Address and limits.
         registry: Where metrics are registered; a new one by default.
         log: structlog logger; the program's by default.
+
+    Raises:
+        ConfigError: If certificates or tokens cannot be used.
     """
 
     def __init__(
@@ -126,23 +130,40 @@ class Server:
         self._served = served
         self._settings = settings
         self._log = structlog.get_logger("edgephi.server") if log is None else log
-        self._metrics = Metrics(CollectorRegistry() if registry is None else registry, model=served.model.model_id)
-        self._metrics.watch_engine(served.engine.stats)
+        self._observability = Observability(
+            settings,
+            model_id=served.model.model_id,
+            version=_version(),
+            plan=served.plan,
+            stats=served.engine.stats,
+            health=served.engine.health,
+            probe_live=served.probe_live,
+            registry=CollectorRegistry() if registry is None else registry,
+            log=self._log,
+        )
         self._governor: GovernorTask | None = None
         self._verification: VerificationTask | None = None
         if served.plan.kind is not PlanKind.STATIC:
             self._govern(served)
         self._lifecycle = Lifecycle(SERVICES)
+        self._tokenizing = TokenizingQueue()
         self._port: int | None = None
-        self._page: MetricsPage | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
+        self._credentials = open_credentials(settings, log=self._log)
+        self._observability.watch_server(self._lifecycle, self._credentials.tls)
         # The outermost first: the line in the log needs the code that the error was mapped to.
         interceptors = [
-            CallInterceptor(self._log, self._metrics),
-            ErrorInterceptor(self._log, write_timeout_s=settings.write_timeout_s),
+            CallInterceptor(self._log, self._observability.metrics, self._observability.tracing),
+            ErrorInterceptor(self._log, self._observability.metrics),
+            AuthInterceptor(
+                self._credentials.tokens,
+                has_client_certificates=settings.tls_client_ca is not None,
+                write_timeout_s=settings.write_timeout_s,
+            ),
         ]
-        self._server = grpc.aio.server(interceptors=interceptors, options=list(settings.channel_arguments()))
+        options = channel_options(settings, memory_bytes=served.device.memory.total_bytes)
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._add_services()
 
     @property
@@ -154,7 +175,7 @@ class Server:
     @property
     def metrics_port(self) -> int | None:
         """The TCP port of the metrics page; None without one."""
-        return None if self._page is None else self._page.port
+        return self._observability.page_port
 
     @property
     def state(self) -> ServerState:
@@ -171,23 +192,30 @@ class Server:
         Listen, and begin to warm the model up.
 
         Raises:
-            ConfigError: If an address cannot be listened on, or a certificate cannot be used.
+            ConfigError: If an address cannot be listened on.
         """
-        await self._lifecycle.begin()
+        self._lifecycle.begin()
         settings = self._settings
         self._port = self._bind()
         try:
-            if settings.metrics_port is not None:
-                registry, host = self._metrics.registry, settings.metrics_host
-                self._page = MetricsPage(registry, host=host, port=settings.metrics_port)
+            self._observability.open_page()
             await self._server.start()
         except BaseException:
             await self.stop(0)
             raise
-        self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._watch_engine())]
+        watch = EngineWatch(
+            self._served.generator,
+            self._served.engine.health,
+            self._lifecycle,
+            model=self._served.model.name,
+            log=self._log,
+        )
+        self._tasks = [asyncio.create_task(watch.run())]
         self._tasks += [
             asyncio.create_task(task.run()) for task in (self._governor, self._verification) if task is not None
         ]
+        if self._credentials.tls is not None:
+            self._tasks.append(asyncio.create_task(self._credentials.tls.watch()))
         self._log.info(
             "server.listening",
             host=settings.host,
@@ -195,6 +223,8 @@ class Server:
             metrics_port=self.metrics_port,
             tls=settings.has_tls,
             mutual_tls=settings.tls_client_ca is not None,
+            max_connections=max_connections(settings, self._served.device.memory.total_bytes),
+            tokens=settings.tokens is not None,
             model=self._served.model.name,
         )
 
@@ -208,13 +238,18 @@ class Server:
         """
         await self._lifecycle.wait_ready()
 
+    def reload(self) -> None:
+        """Read certificates that have changed now, and not with the next connection; other settings need a restart."""
+        if self._credentials.tls is not None:
+            self._credentials.tls.refresh()
+        self._log.info("server.reloaded", tls=self._settings.has_tls)
+
     async def stop(self, grace_s: float) -> None:
         """
         Refuse new requests, let running answers finish, then close. Calling it again waits for the same end.
 
         Args:
-            grace_s: How long running answers may take; those that need longer end with what they have and the
-                reason CANCELLED.
+            grace_s: How long running answers may take; the calls of those that need longer end with Draining.
         """
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(grace_s))
@@ -232,8 +267,8 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._page is not None:
-            await asyncio.to_thread(self._page.close)
+        self._tokenizing.close()
+        await asyncio.to_thread(self._observability.close)
         self._log.info("server.stopped", finished_all=is_idle)
 
     def _govern(self, served: Served) -> None:
@@ -245,13 +280,13 @@ class Server:
             policy = dataclasses.replace(policy, batch_cost=max(0.0, rows_s(2) / rows_s(1) - 1))
         governor = Governor(plan, policy)
         self._governor = GovernorTask(
-            governor, served.engine, cpus=plan.cpus, probe_live=served.probe_live, log=self._log
+            governor, served.engine, cpus=plan.cpus, probe_live=self._observability.probe_live, log=self._log
         )
         verifier = Verifier(plan.memory, served.expected)
         self._verification = VerificationTask(
-            verifier, stats, served.probe_live, page_tokens=plan.page_tokens, log=self._log
+            verifier, stats, self._observability.probe_live, page_tokens=plan.page_tokens, log=self._log
         )
-        self._metrics.watch_plan(plan, self._governor, self._verification)
+        self._observability.watch_governed(self._governor, self._verification)
 
     def _add_services(self) -> None:
         served, lifecycle = self._served, self._lifecycle
@@ -259,7 +294,8 @@ class Server:
             served.generator,
             served.model,
             lifecycle,
-            self._metrics,
+            self._observability.metrics,
+            self._tokenizing,
             max_duration_s=self._settings.max_duration_s,
         )
         model = ModelHandler((served.model,), lifecycle, served.generator.defaults)
@@ -267,7 +303,7 @@ class Server:
             served.device,
             served.plan,
             served.engine.stats,
-            served.probe_live,
+            self._observability.probe_live,
             lifecycle,
             governor=self._governor,
             verification=self._verification,
@@ -284,8 +320,8 @@ class Server:
     def _bind(self) -> int:
         address = self._settings.address
         try:
-            if self._settings.has_tls:
-                port = self._server.add_secure_port(address, server_credentials(self._settings))
+            if self._credentials.tls is not None:
+                port = self._server.add_secure_port(address, self._credentials.tls.credentials())
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -293,49 +329,6 @@ class Server:
         if port == 0:
             raise ConfigError(f"{address} cannot be listened on; choose another host or port")
         return port
-
-    async def _warm_up(self) -> None:
-        """Produce one token, so that READY is a fact and not a hope."""
-        try:
-            await self._first_token()
-        except EdgephiError as error:
-            self._log.error("server.warm_up_failed", exc_info=error)
-            await self._lifecycle.enter(ServerState.FAILED)
-        else:
-            await self._lifecycle.enter(ServerState.READY)
-            self._log.info("server.ready", model=self._served.model.name)
-
-    async def _first_token(self) -> None:
-        generator = self._served.generator
-        loop = asyncio.get_running_loop()
-        final: asyncio.Future[Final] = loop.create_future()
-
-        def sink(event: GenerationEvent) -> None:
-            if isinstance(event, Final):
-                loop.call_soon_threadsafe(functools.partial(_resolve, final, event))
-
-        prompt = await asyncio.to_thread(generator.completion_prompt, "1")
-        sampling = SamplingParams(temperature=0.0)
-        request = GenerationRequest(request_id="#warm-up", prompt=prompt, max_tokens=1, sampling=sampling)
-        generator.start(request, sink)
-        try:
-            end = await final
-        finally:
-            generator.cancel(request.request_id)
-        if end.reason is FinishReason.ERROR or end.usage.output_tokens < 1:
-            raise EngineFailed(end.error or f"the first answer ended with {end.reason.value} and no token")
-
-    async def _watch_engine(self) -> None:
-        """Notice an engine thread that has ended: nothing else would, while nobody asks for an answer."""
-        while self._served.engine.is_alive:
-            await asyncio.sleep(ENGINE_CHECK_S)
-        self._log.error("server.engine_ended")
-        await self._lifecycle.enter(ServerState.FAILED)
-
-
-def _resolve(future: asyncio.Future[Final], value: Final) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 def _version() -> str:

@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgephi.errors import FieldViolation, InvalidRequest, ReaderTooSlow
+from edgephi.generation.request import Final
 
 # grpc's own type is generic in messages that are not known here.
 Context = Any
@@ -40,13 +41,21 @@ class CallRecord:
 
     Attributes:
         request_id: The caller's, or one made here.
+        client_id: Who calls: the name of a token or a certificate, or an address where nobody is asked; never a token.
+        num_received: Messages received so far.
         num_sent: Messages sent so far.
         facts: What its handler adds to the line that is logged at the end; never text of a prompt or an answer.
+        final: How its answer ended, or None as long as it has not or where there is none.
+        final_at_s: When that arrived, monotonic clock.
     """
 
     request_id: str
+    client_id: str = ""
+    num_received: int = 0
     num_sent: int = 0
     facts: dict[str, int | float | str | None] = field(default_factory=dict)
+    final: Final | None = None
+    final_at_s: float | None = None
 
 
 # Set anew in each call's task, so no call sees another's.
@@ -184,6 +193,7 @@ def _safe(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _checked(request: Any) -> Any:
+    current_call().num_received += 1
     if request is _MALFORMED:
         raise InvalidRequest(FieldViolation("request", "the bytes are not a message of this method; use its .proto"))
     return request

@@ -1,8 +1,8 @@
 """
 Requests for text from protobuf to our types, and events of an answer back.
 
-Owns the bounds that only the contract sets, and the paths of fields as the contract names them. Every function
-that reads a request finds all its violations before any work is done.
+Owns the paths of fields as the contract names them. Every function that reads a request finds all its violations, those
+of ``edgephi.server.limits`` and those of a conversation, before any work is done.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from google.protobuf import duration_pb2
 from edgephi.engine.request import FinishReason, SamplingParams
 from edgephi.errors import EngineFailed, FieldViolation, InvalidRequest, ModelNotFound
 from edgephi.generation.request import Delta, Final, GenerationEvent, PrefillProgress, TokenText
+from edgephi.server.limits import MAX_MESSAGES, violations
 from edgephi.server.model_info import COLLECTION, ModelInfo
-from edgephi.text.stop_strings import stop_violations
+from edgephi.text.stop_strings import MAX_STOP_STRINGS
 from edgephi.text.template import Message, Role, conversation_violations
 from edgephi.v1 import generation_pb2, generation_service_pb2, sampling_pb2
-
-MAX_TEXT_BYTES = 524_288
-MAX_MESSAGES = 1024
 
 _ROLES: Mapping[int, Role] = MappingProxyType(
     {
@@ -68,6 +66,11 @@ class ChatInput:
     messages: tuple[Message, ...]
     options: Options
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text to encode."""
+        return text_bytes(self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptInput:
@@ -75,6 +78,11 @@ class PromptInput:
 
     prompt: str
     options: Options
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text to encode."""
+        return text_bytes(self.prompt)
 
 
 def chat_input(request: generation_service_pb2.ChatRequest, *, defaults: SamplingParams) -> ChatInput:
@@ -84,10 +92,9 @@ def chat_input(request: generation_service_pb2.ChatRequest, *, defaults: Samplin
     Raises:
         InvalidRequest: Naming every field out of bounds.
     """
-    messages, found = _messages(request.messages, "messages")
-    options, more = _options(request.sampling, defaults)
-    _refuse(found + more)
-    return ChatInput(messages, options)
+    messages = _messages(request.messages)
+    _refuse(violations(request), messages, "messages")
+    return ChatInput(messages, _options(request.sampling, defaults))
 
 
 def prompt_input(request: generation_service_pb2.CompleteRequest, *, defaults: SamplingParams) -> PromptInput:
@@ -97,9 +104,8 @@ def prompt_input(request: generation_service_pb2.CompleteRequest, *, defaults: S
     Raises:
         InvalidRequest: Naming every field out of bounds.
     """
-    options, found = _options(request.sampling, defaults)
-    _refuse(_prompt_violations(request.prompt) + found)
-    return PromptInput(request.prompt, options)
+    _refuse(violations(request))
+    return PromptInput(request.prompt, _options(request.sampling, defaults))
 
 
 def count_input(request: generation_service_pb2.CountTokensRequest) -> tuple[Message, ...] | str:
@@ -109,33 +115,44 @@ def count_input(request: generation_service_pb2.CountTokensRequest) -> tuple[Mes
     Raises:
         InvalidRequest: If neither is given, or naming every field out of bounds.
     """
+    found = violations(request)
     match request.WhichOneof("input"):
         case "chat":
-            messages, found = _messages(request.chat.messages, "chat.messages")
-            _refuse(found)
+            messages = _messages(request.chat.messages)
+            _refuse(found, messages, "chat.messages")
             return messages
         case "prompt":
-            _refuse(_prompt_violations(request.prompt))
+            _refuse(found)
             return request.prompt
         case _:
-            raise InvalidRequest(FieldViolation("input", "is not set; set chat or prompt"))
+            raise InvalidRequest(*found, FieldViolation("input", "is not set; set chat or prompt"))
+
+
+def text_bytes(content: Sequence[Message] | str) -> int:
+    """Return how many bytes of UTF-8 there are to encode; white space a message begins with is not encoded."""
+    if isinstance(content, str):
+        return len(content.encode())
+    return sum(len(message.content.lstrip().encode()) for message in content)
 
 
 def require_served(name: str, model: ModelInfo) -> None:
     """
     Check that a request means the served model; an empty name does, and so does the last part of its name alone.
 
+    Args:
+        name: Within its bound.
+        model: The served one.
+
     Raises:
         ModelNotFound: If it names another.
     """
     if name.removeprefix(COLLECTION) not in ("", model.model_id) or name == COLLECTION:
-        shown = name if len(name) <= 160 else name[:160] + "..."
-        raise ModelNotFound(f"model {shown!r} is not served here; leave model empty or send {model.name!r}")
+        raise ModelNotFound(f"model {name!r} is not served here; leave model empty or send {model.name!r}")
 
 
-def contract_paths(violations: Sequence[FieldViolation], *, prompt_field: str) -> tuple[FieldViolation, ...]:
+def contract_paths(found: Sequence[FieldViolation], *, prompt_field: str) -> tuple[FieldViolation, ...]:
     """Rename fields as generation and engine call them to what the contract calls them."""
-    return tuple(FieldViolation(_contract_path(v.field, prompt_field), v.description) for v in violations)
+    return tuple(FieldViolation(_contract_path(v.field, prompt_field), v.description) for v in found)
 
 
 def chat_response(event: GenerationEvent, *, model: ModelInfo) -> generation_service_pb2.ChatResponse:
@@ -170,52 +187,27 @@ def complete_response(event: GenerationEvent, *, model: ModelInfo) -> generation
             return generation_service_pb2.CompleteResponse(final=_final(event, model))
 
 
-def _messages(
-    messages: Sequence[generation_pb2.Message], path: str
-) -> tuple[tuple[Message, ...], list[FieldViolation]]:
-    if len(messages) > MAX_MESSAGES:
-        return (), [FieldViolation(path, f"has {len(messages)} messages; send at most {MAX_MESSAGES}")]
-    found: list[FieldViolation] = []
-    converted: list[Message] = []
-    for index, message in enumerate(messages):
-        role = _ROLES.get(message.role)
-        if role is None:
-            description = f"is {message.role}; must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT"
-            found.append(FieldViolation(f"{path}[{index}].role", description))
-        size = len(message.content.encode())
-        if size > MAX_TEXT_BYTES:
-            description = f"has {size} bytes; must have at most {MAX_TEXT_BYTES}"
-            found.append(FieldViolation(f"{path}[{index}].content", description))
-        # A user may stand anywhere, so this stand-in breaks no further rule.
-        converted.append(Message(role or Role.USER, message.content))
-    prefix = path.removesuffix("messages")
-    found += [FieldViolation(prefix + v.field, v.description) for v in conversation_violations(converted)]
-    return tuple(converted), found
+def _messages(messages: Sequence[generation_pb2.Message]) -> tuple[Message, ...]:
+    # A user may stand anywhere, so the stand-in for an unknown role breaks no further rule. Of a list beyond its bound
+    # no more than that is read.
+    return tuple(Message(_ROLES.get(m.role, Role.USER), m.content) for m in messages[:MAX_MESSAGES])
 
 
-def _prompt_violations(prompt: str) -> list[FieldViolation]:
-    size = len(prompt.encode())
-    if 1 <= size <= MAX_TEXT_BYTES:
-        return []
-    return [FieldViolation("prompt", f"has {size} bytes; must have 1 to {MAX_TEXT_BYTES}")]
-
-
-def _options(message: sampling_pb2.SamplingParams, defaults: SamplingParams) -> tuple[Options, list[FieldViolation]]:
+def _options(message: sampling_pb2.SamplingParams, defaults: SamplingParams) -> Options:
     def given(name: str) -> bool:
         return message.HasField(name)  # type: ignore[arg-type]  # the stub wants a literal
 
     values = {name: getattr(message if given(name) else defaults, name) for name in _SAMPLING_FIELDS}
-    sampling = SamplingParams(**values)
     max_tokens = message.max_tokens if message.HasField("max_tokens") else None
-    found = sampling.violations()
-    if max_tokens == 0:
-        found.append(FieldViolation("max_tokens", "is 0; must be at least 1, or absent for the server's default"))
-    found += stop_violations(message.stop)
-    options = Options(sampling, max_tokens, tuple(message.stop))
-    return options, [FieldViolation(f"sampling.{v.field}", v.description) for v in found]
+    # A list beyond its bound is refused and never read.
+    return Options(SamplingParams(**values), max_tokens, tuple(message.stop[:MAX_STOP_STRINGS]))
 
 
-def _refuse(found: list[FieldViolation]) -> None:
+def _refuse(found: list[FieldViolation], messages: Sequence[Message] = (), path: str = "") -> None:
+    """Raise if a field is out of its bound or a conversation breaks a rule, with all of both."""
+    if path and all(violation.field != path for violation in found):
+        prefix = path.removesuffix("messages")
+        found += [FieldViolation(prefix + v.field, v.description) for v in conversation_violations(messages)]
     if found:
         raise InvalidRequest(*found)
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgephi.engine.core import EngineStats
 from edgephi.engine.request import SamplingParams
+from edgephi.engine.stats import EngineStats
 from edgephi.profile.plan import BindingLimit, KvDtype, Plan, PlanKind, PredictedSpeed
 from edgephi.profile.probe import DeviceFacts, LiveFacts
 from edgephi.profile.verification import Finding

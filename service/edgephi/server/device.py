@@ -11,20 +11,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from edgephi.engine.core import EngineStats
-from edgephi.errors import FieldViolation, InvalidRequest, NotReady
+from edgephi.engine.stats import EngineStats
+from edgephi.errors import Draining, InvalidRequest
 from edgephi.profile.plan import Plan
 from edgephi.profile.probe import DeviceFacts, LiveFacts
 from edgephi.server import describe
 from edgephi.server.calls import Context
 from edgephi.server.governor import GovernorTask
 from edgephi.server.lifecycle import Lifecycle, ServerState
+from edgephi.server.limits import violations
 from edgephi.server.verification import VerificationTask
 from edgephi.v1 import device_service_pb2 as pb2
 from edgephi.v1.device_service_pb2_grpc import DeviceServiceServicer
 
-MIN_INTERVAL_S = 0.1
-MAX_INTERVAL_S = 60.0
 DEFAULT_INTERVAL_S = 1.0
 
 
@@ -92,14 +91,13 @@ class DeviceHandler(DeviceServiceServicer):
                 state.verification.CopyFrom(describe.verification_message(self._verification.finding))
             yield pb2.WatchStateResponse(state=state)
             await self._lifecycle.wait_draining(interval_s)
-        raise NotReady("the server is shutting down; watch another one, or this one again when it is back")
+        raise Draining("the server is shutting down; watch another one, or this one again when it is back")
 
 
 def _interval_s(request: pb2.WatchStateRequest) -> float:
+    found = violations(request)
+    if found:
+        raise InvalidRequest(*found)
     if not request.HasField("interval"):
         return DEFAULT_INTERVAL_S
-    interval_s = request.interval.seconds + request.interval.nanos / 1e9
-    if not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
-        description = f"is {interval_s:g} s; must be {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g} s"
-        raise InvalidRequest(FieldViolation("interval", description))
-    return interval_s
+    return request.interval.seconds + request.interval.nanos / 1e9

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from edgephi.engine.request import FinishReason
-from edgephi.errors import InvalidRequest
+from edgephi.errors import Draining, InvalidRequest, Overloaded
 from edgephi.generation.generator import Generator
 from edgephi.generation.request import Delta, Final, GenerationEvent, GenerationRequest, PrefillProgress
 from edgephi.server import converter
@@ -25,6 +25,7 @@ from edgephi.server.lifecycle import Lifecycle
 from edgephi.server.metrics import Metrics
 from edgephi.server.model_info import ModelInfo
 from edgephi.server.stream_buffer import StreamBuffer
+from edgephi.server.tokenizing import TokenizingQueue
 from edgephi.v1 import generation_service_pb2 as pb2
 from edgephi.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
@@ -41,56 +42,79 @@ class GenerationHandler(GenerationServiceServicer):
         model: The served model.
         lifecycle: Says whether requests are taken, and knows the running answers.
         metrics: Where answers are counted.
+        tokenizing: Where prompts are made.
         max_duration_s: Most seconds for one answer.
     """
 
     def __init__(
-        self, generator: Generator, model: ModelInfo, lifecycle: Lifecycle, metrics: Metrics, *, max_duration_s: float
+        self,
+        generator: Generator,
+        model: ModelInfo,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        tokenizing: TokenizingQueue,
+        *,
+        max_duration_s: float,
     ) -> None:
         self._generator = generator
         self._model = model
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._tokenizing = tokenizing
         self._max_duration_s = max_duration_s
         self._serial = itertools.count(1)
 
     async def Chat(self, request: pb2.ChatRequest, context: Context) -> AsyncIterator[pb2.ChatResponse]:
         """Answer a chat."""
-        converter.require_served(request.model, self._model)
         chat = converter.chat_input(request, defaults=self._generator.defaults)
+        converter.require_served(request.model, self._model)
         self._lifecycle.require_ready()
         prompt = functools.partial(self._generator.chat_prompt, chat.messages)
-        async with contextlib.aclosing(self._answer(prompt, chat.options, prompt_field="messages")) as events:
+        async with contextlib.aclosing(
+            self._answer(prompt, chat.options, context, num_bytes=chat.num_bytes, prompt_field="messages")
+        ) as events:
             async for event in events:
                 yield converter.chat_response(event, model=self._model)
 
     async def Complete(self, request: pb2.CompleteRequest, context: Context) -> AsyncIterator[pb2.CompleteResponse]:
         """Continue a raw prompt."""
-        converter.require_served(request.model, self._model)
         completion = converter.prompt_input(request, defaults=self._generator.defaults)
+        converter.require_served(request.model, self._model)
         self._lifecycle.require_ready()
         prompt = functools.partial(self._generator.completion_prompt, completion.prompt)
-        async with contextlib.aclosing(self._answer(prompt, completion.options, prompt_field="prompt")) as events:
+        async with contextlib.aclosing(
+            self._answer(prompt, completion.options, context, num_bytes=completion.num_bytes, prompt_field="prompt")
+        ) as events:
             async for event in events:
                 yield converter.complete_response(event, model=self._model)
 
     async def CountTokens(self, request: pb2.CountTokensRequest, context: Context) -> pb2.CountTokensResponse:
         """Count the tokens of a chat or a prompt."""
-        converter.require_served(request.model, self._model)
         content = converter.count_input(request)
+        converter.require_served(request.model, self._model)
+        make: Callable[[], tuple[int, ...]]
         if isinstance(content, str):
-            prompt = await asyncio.to_thread(self._generator.completion_prompt, content)
+            make = functools.partial(self._generator.completion_prompt, content)
         else:
-            prompt = await asyncio.to_thread(self._generator.chat_prompt, content)
+            make = functools.partial(self._generator.chat_prompt, content)
+        prompt = await self._tokenizing.run(make, num_bytes=converter.text_bytes(content))
         return pb2.CountTokensResponse(tokens=len(prompt), context_tokens=self._generator.context_tokens)
 
     async def _answer(
-        self, make_prompt: Callable[[], tuple[int, ...]], options: converter.Options, *, prompt_field: str
+        self,
+        make_prompt: Callable[[], tuple[int, ...]],
+        options: converter.Options,
+        context: Context,
+        *,
+        num_bytes: int,
+        prompt_field: str,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Start an answer and yield its events; leaving early, by whatever way, cancels it."""
         try:
-            # In a thread: tokenizing half a megabyte takes longer than a health probe waits.
-            prompt = await asyncio.to_thread(make_prompt)
+            self._generator.require_room(num_bytes)
+            self._generator.require_place(current_call().client_id)
+            # Not on the event loop: tokenizing a long text takes longer than a health probe waits.
+            prompt = await self._tokenizing.run(make_prompt, num_bytes=num_bytes)
             self._lifecycle.require_ready()  # again: the server may have begun to drain meanwhile
             request = GenerationRequest(
                 # Unique among live requests even where two callers chose one id.
@@ -99,12 +123,17 @@ class GenerationHandler(GenerationServiceServicer):
                 max_tokens=options.max_tokens,
                 sampling=options.sampling,
                 stop=options.stop,
+                client_id=current_call().client_id,
+                deadline_s=context.time_remaining(),
             )
             async with contextlib.aclosing(self._events(request)) as events:
                 async for event in events:
                     yield event
         except InvalidRequest as error:
             error.violations = converter.contract_paths(error.violations, prompt_field=prompt_field)
+            raise
+        except Overloaded as error:
+            self._lifecycle.refused(error)
             raise
 
     async def _events(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
@@ -118,6 +147,7 @@ class GenerationHandler(GenerationServiceServicer):
             if isinstance(event, Final):
                 self._metrics.answer_ended(event.reason.value, event.usage, event.timings)
                 call.facts.update(_facts(event))
+                call.final, call.final_at_s = event, arrived_at
                 ended.set()
             if pace.is_worth_sending(event, arrived_at) and not buffer.put(event):
                 cancel()  # the reader is told by the buffer
@@ -135,6 +165,10 @@ class GenerationHandler(GenerationServiceServicer):
                     # Until the first text a sign of life every second, in the queue as well: people, and the boxes
                     # between them and us, give up on a silent connection.
                     event = await _next(buffer, None if has_text else PROGRESS_INTERVAL_S) or progress
+                    if isinstance(event, Final) and event.reason is FinishReason.CANCELLED:
+                        # Nobody else ends an answer whose client still listens. A final message would say that what
+                        # was sent is an answer.
+                        raise Draining("the server shut down before the answer was complete; ask another one again")
                     if isinstance(event, PrefillProgress):
                         progress = event
                     else:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from edgephi.engine.core import EngineStats
 from edgephi.engine.limits import EngineLimits
+from edgephi.engine.stats import EngineStats
 from edgephi.profile.governor import Change, FloorMissed, Governor, Level, Sample
 from edgephi.profile.ladders import ServingLimits
 from edgephi.profile.probe import LiveFacts, probe_live

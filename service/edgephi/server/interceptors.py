@@ -19,6 +19,7 @@ import grpc
 from edgephi.server.calls import CallRecord, Context, Method, ScopeInterceptor, record_call
 from edgephi.server.metrics import Metrics
 from edgephi.server.status import REQUEST_ID_KEY
+from edgephi.server.tracing import CallSpan, Tracing
 
 OWN_PACKAGE = "edgephi."
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -32,12 +33,14 @@ class CallInterceptor(ScopeInterceptor):
     Args:
         log: structlog logger.
         metrics: Where calls are counted.
+        tracing: Where their spans go, or None.
     """
 
-    def __init__(self, log: Any, metrics: Metrics) -> None:
+    def __init__(self, log: Any, metrics: Metrics, tracing: Tracing | None = None) -> None:
         super().__init__(is_innermost=False)
         self._log = log
         self._metrics = metrics
+        self._tracing = tracing
 
     @contextlib.asynccontextmanager
     async def scope(self, method: Method, context: Context) -> AsyncIterator[None]:
@@ -48,6 +51,7 @@ class CallInterceptor(ScopeInterceptor):
             # Trailing, never initial: a refusal must stay Trailers-Only, or clients may not retry it.
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             self._metrics.call_started(method)
+            span = self._start_span(method, context)
             try:
                 yield
             except asyncio.CancelledError:
@@ -57,19 +61,30 @@ class CallInterceptor(ScopeInterceptor):
                 code = _sent_code(context)
                 raise
             finally:
-                self._end(method, call, code, time.monotonic() - started)
+                self._end(method, call, code, time.monotonic() - started, span)
 
-    def _end(self, method: Method, call: CallRecord, code: grpc.StatusCode, duration_s: float) -> None:
-        self._metrics.call_ended(method, code, duration_s, num_sent=call.num_sent)
-        # Probes come every few seconds; at info they would drown the rest.
+    def _start_span(self, method: Method, context: Context) -> CallSpan | None:
+        # Probes come every few seconds and tell nothing; they have neither spans nor lines at info.
+        if self._tracing is None or not method.service.startswith(OWN_PACKAGE):
+            return None
+        return self._tracing.start(method, context.invocation_metadata() or ())
+
+    def _end(
+        self, method: Method, call: CallRecord, code: grpc.StatusCode, duration_s: float, span: CallSpan | None
+    ) -> None:
+        counts = {"num_received": call.num_received, "num_sent": call.num_sent}
+        self._metrics.call_ended(method, code, duration_s, **counts)
+        ids = {"request_id": call.request_id}
+        if span is not None:
+            ids["trace_id"] = span.trace_id
+            span.end(call, code)
+        if call.client_id:
+            ids["client"] = call.client_id
         write = self._log.info if method.service.startswith(OWN_PACKAGE) else self._log.debug
         write(
             "request.finished",
-            request_id=call.request_id,
-            method=method.name,
-            code=code.name,
-            duration_ms=round(duration_s * 1000, 1),
-            **call.facts,
+            **{**ids, "method": method.name, "code": code.name, "duration_ms": round(duration_s * 1000, 1)},
+            **{name: fact for name, fact in call.facts.items() if name not in ids},
         )
 
 

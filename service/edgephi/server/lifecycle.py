@@ -12,13 +12,15 @@ import contextlib
 import enum
 from collections.abc import Iterator, Sequence
 
-from grpc_health.v1 import health, health_pb2
-
 from edgephi.engine.request import FinishReason
-from edgephi.errors import EngineFailed, NotReady
+from edgephi.errors import Draining, EngineFailed, NotReady, Overloaded
 from edgephi.generation.generator import Generator
+from edgephi.server.health import Health
 
 LIVENESS = "liveness"
+READINESS = "readiness"
+SHED_S = 2.0
+"""How long readiness stays off after a request was refused because the queue is full."""
 
 
 class ServerState(enum.Enum):
@@ -34,16 +36,20 @@ class Lifecycle:
     """
     State of one server; made and used by it.
 
-    Health: ``liveness`` serves as long as the event loop runs; ``""`` and every service serve in READY only.
+    Health: ``liveness`` serves as long as the event loop runs; every service serves in READY only; ``readiness`` and
+    ``""``, its other name, serve in READY only and not while requests are shed. A probe that restarts a server must
+    ask for ``liveness``: load and a model that is being loaded again are no reason to.
 
     Args:
         services: Full names of the services that need the model.
     """
 
     def __init__(self, services: Sequence[str]) -> None:
-        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-        self._services = ("", *services)
+        self.health = Health()
+        self._services = tuple(services)
         self._state = ServerState.LOADING
+        self._is_shedding = False
+        self._shed_end: asyncio.TimerHandle | None = None
         self._active: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -60,25 +66,27 @@ class Lifecycle:
         """Answers being given."""
         return len(self._active)
 
-    async def begin(self) -> None:
-        """Say what is true before anything is loaded; the bundled servicer would say SERVING."""
-        for service in self._services:
-            await self.health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self.health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+    def begin(self) -> None:
+        """Say what is true before anything is loaded."""
+        self._tell()
+
+    def refused(self, error: Overloaded) -> None:
+        """Take readiness off for a while if the queue was full, so that those who balance load go elsewhere."""
+        if not error.limit.startswith("queue_"):
+            return  # one client's own limit
+        if self._shed_end is not None:
+            self._shed_end.cancel()
+        self._shed_end = asyncio.get_running_loop().call_later(SHED_S, self._shed, False)
+        self._shed(True)
 
     async def enter(self, state: ServerState) -> None:
         """Change the state and the health that follows from it; DRAINING is never left."""
         if self._state is ServerState.DRAINING:
             return
         self._state = state
+        self._tell()
         if state is ServerState.DRAINING:
             self.draining.set()
-            await self.health.enter_graceful_shutdown()
-        else:
-            serving = health_pb2.HealthCheckResponse.SERVING
-            status = serving if state is ServerState.READY else health_pb2.HealthCheckResponse.NOT_SERVING
-            for service in self._services:
-                await self.health.set(service, status)
         async with self._changed:
             self._changed.notify_all()
 
@@ -99,13 +107,14 @@ class Lifecycle:
         Refuse a request that cannot be computed now.
 
         Raises:
-            NotReady: While the model is loading, and from the moment the server drains.
+            NotReady: While the model is loading.
+            Draining: From the moment the server drains.
             EngineFailed: If the engine cannot go on.
         """
         if self._state is ServerState.LOADING:
             raise NotReady("the model is still loading; retry in a moment")
         if self._state is ServerState.DRAINING:
-            raise NotReady("the server is shutting down; retry on another one")
+            raise Draining("the server is shutting down; retry on another one")
         if self._state is ServerState.FAILED:
             raise EngineFailed("the engine has failed and takes no requests; restart the server")
 
@@ -133,6 +142,20 @@ class Lifecycle:
             await asyncio.wait_for(self.draining.wait(), timeout_s)
 
     def stop_all(self, generator: Generator) -> None:
-        """End every active answer with what it has; each still sends its final message."""
+        """End every active answer; each tells its client that the server drains."""
         for engine_id in tuple(self._active):
             generator.cancel(engine_id, FinishReason.CANCELLED)
+
+    def _shed(self, is_shedding: bool) -> None:
+        if is_shedding is not self._is_shedding:
+            self._is_shedding = is_shedding
+            self._tell()
+
+    def _tell(self) -> None:
+        is_ready = self._state is ServerState.READY
+        for service in self._services:
+            self.health.set(service, is_serving=is_ready)
+        for name in ("", READINESS):
+            self.health.set(name, is_serving=is_ready and not self._is_shedding)
+        # Also while draining: a probe of liveness would otherwise end the answers that may still finish.
+        self.health.set(LIVENESS, is_serving=True)

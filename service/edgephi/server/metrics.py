@@ -1,32 +1,49 @@
 """
 Counters of the network side and of the model, for Prometheus.
 
-Owns names, labels and buckets. The registry is passed in, so that two servers in one process do not meet. Engine
-gauges are read when the page is asked for.
+Owns names, labels and buckets of what is counted as it happens; what is read when the page is asked for stands in
+tables (``server_rows``, ``device_rows``). The registry is passed in, so that two servers in one process do not meet.
+Names, labels and values of calls are those of go-grpc-prometheus, so that its dashboards and alerts work; answers are
+counted with vLLM's meanings.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from wsgiref.simple_server import WSGIServer
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
-from edgephi.engine.core import EngineStats
-from edgephi.engine.request import Timings, Usage
-from edgephi.errors import ConfigError
-from edgephi.profile.plan import Plan, PredictedSpeed
+from edgephi.engine.request import FinishReason, Timings, Usage
+from edgephi.errors import DeadlineTooShort, Overloaded, RequestQuarantined
+from edgephi.profile.plan import Plan
+from edgephi.profile.probe import LiveFacts
 from edgephi.server.calls import Method
-from edgephi.server.governor import GovernorTask
-from edgephi.server.verification import VerificationTask
+from edgephi.server.device_rows import DEVICE_ROWS
+from edgephi.server.metric_table import PREFIX, Family, Reading, Row, TableCollector
+from edgephi.server.server_rows import (
+    ENGINE_ROWS,
+    GOVERNED_ROWS,
+    PLAN_ROWS,
+    SERVER_ROWS,
+    EngineReading,
+    GovernedReading,
+    ServerReading,
+)
+from edgephi.server.status import reason_of
 
 # A long prompt takes minutes on a small board; the usual buckets end at ten seconds.
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
 TOKEN_SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+
+_CALL = ("grpc_service", "grpc_method", "grpc_type")
+_MODEL = "model_name"
+_KINDS = {
+    "unary_unary": "unary",
+    "unary_stream": "server_stream",
+    "stream_unary": "client_stream",
+    "stream_stream": "bidi_stream",
+}
 
 
 class Metrics:
@@ -41,22 +58,26 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
         self.registry = registry
         self._model = model
-        call = ("grpc_service", "grpc_method", "grpc_type")
-        self._started = Counter("edgephi_grpc_server_started", "Calls begun.", call, registry=registry)
-        self._handled = Counter(
-            "edgephi_grpc_server_handled", "Calls ended, by status code.", (*call, "grpc_code"), registry=registry
+        self._families: list[Family] = []
+        ProcessCollector(registry=registry)  # the standard names of this process, its start among them
+
+        self._started = self._counter("grpc_server_started", "Calls begun.", _CALL)
+        self._handled = self._counter("grpc_server_handled", "Calls ended, by status code.", (*_CALL, "grpc_code"))
+        self._handling = self._histogram("grpc_server_handling_seconds", "Duration of calls.", _CALL)
+        self._received = self._counter("grpc_server_msg_received", "Messages received.", _CALL)
+        self._sent = self._counter("grpc_server_msg_sent", "Messages sent.", _CALL)
+        self._errors = self._counter(
+            f"{PREFIX}call_errors", "Calls ended by an error, by the reason in its ErrorInfo.", ("reason",)
         )
-        self._handling = Histogram(
-            "edgephi_grpc_server_handling_seconds", "Duration of calls.", call, buckets=SECONDS, registry=registry
+        self._refused = self._counter(
+            f"{PREFIX}requests_refused", "Requests refused because a limit was reached, by its name.", ("limit",)
         )
-        self._sent = Counter("edgephi_grpc_server_msg_sent", "Messages sent.", call, registry=registry)
 
         def seconds(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            family = Histogram(f"edgephi_{name}_seconds", text, ("model_name",), buckets=buckets, registry=registry)
-            return family.labels(model)
+            return self._histogram(f"{PREFIX}{name}_seconds", text, (_MODEL,), buckets).labels(model)
 
         def tokens(name: str, text: str) -> Counter:
-            return Counter(f"edgephi_{name}", text, ("model_name",), registry=registry).labels(model)
+            return self._counter(f"{PREFIX}{name}", text, (_MODEL,)).labels(model)
 
         self._duration = seconds("request_duration", "From submission to the end of an answer.")
         self._ttft = seconds("time_to_first_token", "From submission to the first token.")
@@ -67,28 +88,64 @@ class Metrics:
         self._prompt_tokens = tokens("prompt_tokens", "Prompt tokens of ended answers.")
         self._cached_tokens = tokens("cached_prompt_tokens", "Of them, tokens found in the cache.")
         self._generation_tokens = tokens("generation_tokens", "Generated tokens of ended answers.")
-        self._finished = Counter(
-            "edgephi_requests_finished", "Answers ended.", ("finish_reason", "model_name"), registry=registry
-        )
+        self._finished = self._counter(f"{PREFIX}requests_finished", "Answers ended.", ("finish_reason", _MODEL))
+        for reason in FinishReason:
+            # From zero, so that the first one of its kind is seen to be one more.
+            self._finished.labels(reason.value, model)
 
-    def watch_engine(self, stats: Callable[[], EngineStats]) -> None:
-        """Report the engine's gauges from ``stats``, which must be quick and safe on any thread."""
-        self.registry.register(_EngineCollector(stats, self._model))
+    def families(self) -> Iterator[Family]:
+        """Yield what is reported where everything is known; the standard metrics of the process left out."""
+        yield from self._families
+        for rows, labels in (
+            (ENGINE_ROWS, (_MODEL,)),
+            (PLAN_ROWS, (_MODEL,)),
+            (GOVERNED_ROWS, (_MODEL,)),
+            (SERVER_ROWS, ()),
+            (DEVICE_ROWS, ()),
+        ):
+            for row in rows:
+                yield row.family(labels)
 
-    def watch_plan(self, plan: Plan, governor: GovernorTask, verification: VerificationTask) -> None:
-        """Report the plan, what is taken on at present, and predictions beside measurements."""
-        self.registry.register(_PlanCollector(plan, governor, verification, self._model))
+    def watch_engine(self, read: Callable[[], EngineReading]) -> None:
+        """Report the engine from ``read``, which must be quick and safe on any thread."""
+        self._watch(ENGINE_ROWS, read)
+
+    def watch_plan(self, plan: Plan) -> None:
+        """Report the plan in force."""
+        self._watch(PLAN_ROWS, lambda: plan)
+
+    def watch_governed(self, read: Callable[[], GovernedReading]) -> None:
+        """Report what is taken on at present, and predictions beside measurements."""
+        self._watch(GOVERNED_ROWS, read)
+
+    def watch_server(self, read: Callable[[], ServerReading]) -> None:
+        """Report the server itself."""
+        self.registry.register(TableCollector(SERVER_ROWS, read))
+
+    def watch_device(self, read: Callable[[], LiveFacts | None]) -> None:
+        """Report the machine; ``read`` may take a moment, and None reports nothing."""
+        self.registry.register(TableCollector(DEVICE_ROWS, read))
 
     def call_started(self, method: Method) -> None:
         """Count a call that has begun."""
-        self._started.labels(*method).inc()
+        self._started.labels(*_labels(method)).inc()
 
-    def call_ended(self, method: Method, code: grpc.StatusCode, duration_s: float, *, num_sent: int) -> None:
-        """Count a call that has ended."""
-        self._handled.labels(*method, code.name).inc()
-        self._handling.labels(*method).observe(duration_s)
-        if num_sent:
-            self._sent.labels(*method).inc(num_sent)
+    def call_ended(
+        self, method: Method, code: grpc.StatusCode, duration_s: float, *, num_received: int, num_sent: int
+    ) -> None:
+        """Count a call that has ended, with its messages."""
+        labels = _labels(method)
+        self._handled.labels(*labels, code_name(code)).inc()
+        self._handling.labels(*labels).observe(duration_s)
+        self._received.labels(*labels).inc(num_received)
+        self._sent.labels(*labels).inc(num_sent)
+
+    def call_failed(self, error: BaseException) -> None:
+        """Count what a call was ended by, and the limit it had reached."""
+        self._errors.labels(reason_of(error)).inc()
+        limit = _limit_of(error)
+        if limit is not None:
+            self._refused.labels(limit).inc()
 
     def token_interval(self, interval_s: float) -> None:
         """Count the time between two parts of one answer, in seconds."""
@@ -107,98 +164,36 @@ class Metrics:
             self._prefill.observe(timings.prefill_s)
             self._decode.observe(timings.decode_s)
 
+    def _watch(self, rows: tuple[Row[Reading], ...], read: Callable[[], Reading | None]) -> None:
+        self.registry.register(TableCollector(rows, read, {_MODEL: self._model}))
 
-class MetricsPage:
-    """
-    The page Prometheus reads, on a thread of its own from construction to :meth:`close`.
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        self._families.append(Family(name=f"{name}_total", kind="counter", text=text, labels=labels))
+        return Counter(name, text, labels, registry=self.registry)
 
-    Raises:
-        ConfigError: If the address cannot be listened on.
-    """
-
-    def __init__(self, registry: CollectorRegistry, *, host: str, port: int) -> None:
-        try:
-            self._server: WSGIServer
-            self._thread: threading.Thread
-            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics address {host}:{port} cannot be listened on ({error.strerror}); choose another metrics_port"
-            ) from error
-
-    @property
-    def port(self) -> int:
-        """The TCP port it listens on."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop listening and join the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        self._families.append(Family(name=name, kind="histogram", text=text, labels=labels))
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
-class _EngineCollector(Collector):
-    def __init__(self, stats: Callable[[], EngineStats], model: str) -> None:
-        self._stats = stats
-        self._model = model
-
-    def collect(self) -> Iterator[Metric]:
-        """Read the engine once and report its gauges."""
-        stats = self._stats()
-        for name, text, value in (
-            ("requests_running", "Requests being computed.", stats.running),
-            ("requests_waiting", "Requests that wait for room.", stats.waiting),
-            ("kv_cache_usage_ratio", "Part of the key and value pages in use.", stats.pages_used / stats.pages_total),
-        ):
-            family = GaugeMetricFamily(f"edgephi_{name}", text, labels=("model_name",))
-            family.add_metric((self._model,), value)
-            yield family
+def code_name(code: grpc.StatusCode) -> str:
+    """Return a status code as Go writes it, such as ``InvalidArgument``."""
+    if code is grpc.StatusCode.OK:
+        return "OK"
+    if code is grpc.StatusCode.CANCELLED:
+        return "Canceled"
+    return code.name.title().replace("_", "")
 
 
-class _PlanCollector(Collector):
-    def __init__(self, plan: Plan, governor: GovernorTask, verification: VerificationTask, model: str) -> None:
-        self._plan = plan
-        self._governor = governor
-        self._verification = verification
-        self._model = model
+def _labels(method: Method) -> tuple[str, str, str]:
+    return method.service, method.name, _KINDS[method.kind]
 
-    def collect(self) -> Iterator[Metric]:
-        """Read governor and verification once; what is not known is left out."""
-        plan, governor, finding = self._plan, self._governor.state, self._verification.finding
-        predicted = plan.predicted or PredictedSpeed()
-        for name, text, value in (
-            ("plan_context_tokens", "Most tokens of a request.", plan.context_tokens),
-            ("plan_max_running", "Most requests at once.", plan.max_running),
-            ("plan_floor_tokens_per_second", "Least speed of an answer.", plan.floor_tokens_per_s),
-            ("plan_memory_budget_bytes", "What the server may use.", plan.memory.budget_bytes),
-            (
-                "plan_full_tokens_per_second",
-                "Predicted speed of each answer with full contexts.",
-                predicted.each_full_tokens_per_s,
-            ),
-            ("governor_speed_level", "Steps below the plan for speed.", governor.level.speed),
-            ("governor_memory_level", "Steps below the plan for memory.", governor.level.memory),
-            ("governor_floor_missed", "1 if the floor cannot be held.", int(governor.is_floor_missed)),
-            ("stream_tokens_per_second", "Speed of one answer.", governor.stream_tokens_per_s),
-            (
-                "memory_peak_predicted_bytes",
-                "Memory expected with the pages used so far.",
-                finding.predicted_peak_bytes,
-            ),
-            ("memory_peak_bytes", "Most memory that was in RAM.", finding.measured_peak_bytes),
-            (
-                "stream_predicted_tokens_per_second",
-                "Speed of one answer expected for the load that was measured.",
-                finding.predicted_stream_tokens_per_s,
-            ),
-            (
-                "stream_measured_tokens_per_second",
-                "Speed of one answer while answers were decoded and nothing else.",
-                finding.measured_stream_tokens_per_s,
-            ),
-        ):
-            if value is not None:
-                family = GaugeMetricFamily(f"edgephi_{name}", text, labels=("model_name",))
-                family.add_metric((self._model,), value)
-                yield family
+
+def _limit_of(error: BaseException) -> str | None:
+    if isinstance(error, Overloaded):
+        return error.limit
+    if isinstance(error, DeadlineTooShort):
+        return "deadline"
+    return "quarantine" if isinstance(error, RequestQuarantined) else None

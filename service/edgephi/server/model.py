@@ -15,6 +15,7 @@ from edgephi.errors import FieldViolation, InvalidRequest, ModelNotFound
 from edgephi.server import describe
 from edgephi.server.calls import Context
 from edgephi.server.lifecycle import Lifecycle
+from edgephi.server.limits import violations
 from edgephi.server.model_info import COLLECTION, ModelInfo
 from edgephi.v1 import model_service_pb2 as pb2
 from edgephi.v1.model_service_pb2_grpc import ModelServiceServicer
@@ -41,9 +42,7 @@ class ModelHandler(ModelServiceServicer):
 
     async def ListModels(self, request: pb2.ListModelsRequest, context: Context) -> pb2.ListModelsResponse:
         """List the models in order of name."""
-        found: list[FieldViolation] = []
-        if request.page_size < 0:
-            found.append(FieldViolation("page_size", f"is {request.page_size}; must be 0 (for 50) or more"))
+        found = violations(request)
         offset = _offset(request.page_token)
         if offset is None or offset > len(self._models):
             found.append(FieldViolation("page_token", "is not one this server gave; send next_page_token or nothing"))
@@ -56,12 +55,15 @@ class ModelHandler(ModelServiceServicer):
 
     async def GetModel(self, request: pb2.GetModelRequest, context: Context) -> pb2.GetModelResponse:
         """Describe one model."""
-        if not request.name.startswith(COLLECTION):
-            raise InvalidRequest(FieldViolation("name", f"must be {COLLECTION} and the model's id"))
+        found = violations(request)
+        if not found and not request.name.startswith(COLLECTION):
+            found.append(FieldViolation("name", f"must be {COLLECTION} and the model's id"))
+        if found:
+            raise InvalidRequest(*found)
         for model in self._models:
             if model.name == request.name:
                 return pb2.GetModelResponse(model=self._message(model))
-        raise ModelNotFound(f"model {request.name[:160]!r} is not on this server; ListModels names those that are")
+        raise ModelNotFound(f"model {request.name!r} is not on this server; ListModels names those that are")
 
     def _message(self, model: ModelInfo) -> pb2.Model:
         return describe.model_message(model, self._lifecycle.state, self._defaults)

@@ -20,6 +20,7 @@ from edgephi.errors import (
     ConfigError,
     CpuUnsupported,
     DeadlineTooShort,
+    Draining,
     EdgephiError,
     EngineFailed,
     FieldViolation,
@@ -42,6 +43,7 @@ DOMAIN = "edgephi"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 REQUEST_ID_KEY = "x-request-id"
+CLIENT_LIMIT = "client_requests"
 INTERNAL_TEXT = "internal error; report the request id to whoever runs this server"
 
 # A status travels in HTTP/2 trailers, and a stock client refuses more than 8 KiB of them.
@@ -68,6 +70,18 @@ class StatusRow:
     text: str | None = None
 
 
+# Reasons of Overloaded by the limit that was met; any other has its row's.
+OVERLOADED_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "queue_requests": "QUEUE_FULL",
+        "queue_tokens": "QUEUE_TOKENS_FULL",
+        "queue_seconds": "QUEUE_TOO_LONG",
+        CLIENT_LIMIT: "CLIENT_QUEUE_FULL",
+        "request_tokens": "REQUEST_TOO_LARGE_NOW",
+        "tokenizing_bytes": "TOKENIZING_FULL",
+    }
+)
+
 _Code = grpc.StatusCode
 _BAD_MODEL = "the model on this server cannot be used; its log says why"
 _BAD_BUILD = "the compiled model on this server cannot be used; its log says why"
@@ -76,7 +90,7 @@ STATUS_TABLE: Mapping[type[EdgephiError], StatusRow] = MappingProxyType(
     {
         InvalidRequest: StatusRow(_Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
         PromptTooLong: StatusRow(_Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG"),
-        # The delay is the error's own.
+        # The delay is the error's own, and so is the reason (OVERLOADED_REASONS).
         Overloaded: StatusRow(_Code.RESOURCE_EXHAUSTED, "OVERLOADED", 1_000),
         ReaderTooSlow: StatusRow(_Code.RESOURCE_EXHAUSTED, "READER_TOO_SLOW"),
         DeadlineTooShort: StatusRow(_Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT"),
@@ -84,6 +98,8 @@ STATUS_TABLE: Mapping[type[EdgephiError], StatusRow] = MappingProxyType(
         Unauthenticated: StatusRow(_Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
         PermissionDenied: StatusRow(_Code.PERMISSION_DENIED, "PERMISSION_DENIED"),
         NotReady: StatusRow(_Code.UNAVAILABLE, "NOT_READY", 1_000),
+        # Soon, because another server may answer: this one will not.
+        Draining: StatusRow(_Code.UNAVAILABLE, "DRAINING", 100),
         EngineFailed: StatusRow(
             _Code.UNAVAILABLE, "ENGINE_FAILED", 2_000, "the engine failed while computing; its log says why"
         ),
@@ -121,13 +137,20 @@ def row_of(error: BaseException) -> StatusRow:
     return STATUS_TABLE[EdgephiError]
 
 
-def answer_of(error: BaseException, *, request_id: str) -> StatusAnswer:
+def reason_of(error: BaseException) -> str:
+    """Return the ErrorInfo.reason of an error."""
+    reason = row_of(error).reason
+    return OVERLOADED_REASONS.get(error.limit, reason) if isinstance(error, Overloaded) else reason
+
+
+def answer_of(error: BaseException, *, request_id: str, client_id: str = "") -> StatusAnswer:
     """
     Write the status that tells a client of an error.
 
     Args:
         error: Ours, or any other, of which nothing is revealed.
         request_id: Named in the details and the trailers.
+        client_id: Who is told, named where a limit is theirs alone.
 
     Returns:
         A status within the size of trailers that any client accepts: long texts and long lists are cut.
@@ -135,10 +158,15 @@ def answer_of(error: BaseException, *, request_id: str) -> StatusAnswer:
     row = row_of(error)
     text = _clip(_message_of(error) if row.text is None else row.text, MAX_MESSAGE_BYTES)
     retry_after_ms = error.retry_after_ms if isinstance(error, Overloaded) else row.retry_after_ms
-    info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=_metadata_of(error))
+    info = error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN, metadata=_metadata_of(error))
     details: list[message.Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
     if isinstance(error, InvalidRequest):
         details.append(_bad_request(error.violations))
+    if isinstance(error, Overloaded):
+        violation = error_details_pb2.QuotaFailure.Violation(description=text)
+        if error.limit == CLIENT_LIMIT:
+            violation.subject = f"client:{client_id}"
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     if retry_after_ms is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(retry_after_ms)
@@ -171,6 +199,14 @@ def _metadata_of(error: BaseException) -> dict[str, str]:
         }
     if isinstance(error, InvalidRequest):
         return {"numViolations": str(len(error.violations))}
+    if isinstance(error, Overloaded):
+        numbers = {"value": error.value, "max": error.most}
+        return {
+            "limit": error.limit,
+            **{key: f"{number:.1f}".removesuffix(".0") for key, number in numbers.items() if number is not None},
+        }
+    if isinstance(error, DeadlineTooShort):
+        return {"estimatedSeconds": f"{error.estimated_s:.1f}", "remainingSeconds": f"{error.remaining_s:.1f}"}
     return {}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from edgephi.engine.core import EngineStats
+from edgephi.engine.stats import EngineStats
 from edgephi.profile.probe import LiveFacts
 from edgephi.profile.verification import Finding, Reading, Verifier, is_miss
 
