@@ -68,7 +68,7 @@ observability: $(VENV)/.installed ## write the Grafana dashboard and the table o
 	$(BIN)/python docs/generate.py
 
 build/phi3-mini-4k-synth: | $(VENV)/.installed
-	$(BIN)/edgephi model synth phi3-mini-4k --out $@
+	$(BIN)/edgephi model synth phi3-mini-4k $@
 
 bench: $(VENV)/.installed | build/phi3-mini-4k-synth ## measure Phi-3-mini's full size with random weights (5 GB of disk)
 	$(BIN)/edgephi bench --model build/phi3-mini-4k-synth --json

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from tests.command_line import assert_is_command
 
 from edgephi.cli.curve import Curve, CurvePoint, curve_of
 from edgephi.cli.failures import EdgephiGroup
@@ -190,10 +191,14 @@ def test_the_next_command_fits_the_plan(tiny: Path) -> None:
     assert absent[0] == "edgephi model pull phi3-mini-4k"
     assert absent[-1] == "edgephi serve --model phi3-mini-4k --floor 0.1 --context 1024"
     converted = next_commands(plan_for(PlanningOptions(quantization="q3f16_g32")))
-    assert converted[0] == "edgephi model convert CHECKPOINT --quantization q3f16_g32 --out DIR"
+    assert converted[0] == "edgephi model convert CHECKPOINT DIR --quantization q3f16_g32"
     assert converted[-1].startswith("edgephi serve --model DIR")
     (larger,) = next_commands(plan_for(PlanningOptions(device="raspberry-pi-5-2gb")))
     assert larger == "edgephi plan --model phi3-mini-4k --device raspberry-pi-5-4gb"
+    made = next_commands(plan_for(PlanningOptions(model="phi3-small", floor_tokens_per_s=0.1)))
+    assert made[0] == "edgephi model synth phi3-small DIR --quantization q4f16_1"
+    for command in (*here, *absent, *converted, larger, *made):
+        assert_is_command(command.removeprefix("edgephi "))
 
 
 def test_the_command_that_is_proposed_is_feasible() -> None:

@@ -297,7 +297,7 @@ def next_commands(planned: Planned) -> tuple[str, ...]:
     if not planned.model.is_here:
         get = _get_model(planned)
         found.append(get)
-        if get.endswith(_NEW_FOLDER):
+        if _NEW_FOLDER in get.split():
             name, options = _NEW_FOLDER, dataclasses.replace(options, model=_NEW_FOLDER, quantization=None)
     if plan.kind is not PlanKind.CALIBRATED:
         found.append(f"edgephi calibrate --model {name}     # measures what is estimated here")
@@ -311,12 +311,12 @@ def _get_model(planned: Planned) -> str:
     """Return how a model in the planned quantization comes to this machine."""
     name, quantization = planned.options.model, planned.model.facts.quantization
     if planned.model.path is None and name != PHI3_MINI:
-        return f"edgephi model synth {shlex.quote(name)} --quantization {quantization} --out {_NEW_FOLDER}"
+        return f"edgephi model synth {shlex.quote(name)} {_NEW_FOLDER} --quantization {quantization}"
     if planned.model.path is None and quantization == PULLED_QUANTIZATION:
         return f"edgephi model pull {name}"
     has_weights = planned.model.path is None or planned.model.stored_quantization is not None
     checkpoint = "CHECKPOINT" if has_weights else shlex.quote(name)
-    return f"edgephi model convert {checkpoint} --quantization {quantization} --out {_NEW_FOLDER}"
+    return f"edgephi model convert {checkpoint} {_NEW_FOLDER} --quantization {quantization}"
 
 
 def _flags(options: PlanningOptions, *, floor: float | None = None, device: str | None = None) -> str:
