@@ -12,13 +12,18 @@ from edgephi.cli.checks import (
     Status,
     check_cores,
     check_cpu,
+    check_heat,
     check_linker,
     check_memory,
     check_models_disk,
+    check_power,
     check_threads,
 )
 from edgephi.profile.cores import CoreCluster
-from edgephi.profile.probe import CpuFacts, DeviceFacts, LimitFacts, MemoryFacts, OsFacts
+from edgephi.profile.power import Battery, PowerFacts, PowerSource
+from edgephi.profile.probe import CpuFacts, DeviceFacts, LimitFacts, LiveFacts, MemoryFacts, OsFacts
+from edgephi.profile.thermal import ThermalZone, TripPoint
+from edgephi.profile.throttle import ThrottleFacts
 
 PI5 = DeviceFacts(
     board="Raspberry Pi 5 Model B Rev 1.0",
@@ -54,6 +59,38 @@ def test_old_cpu_is_a_warning() -> None:
     """A level without dot products works, with a warning about its speed."""
     cpu = dataclasses.replace(PI5.cpu, isa_level="armv8.0")
     assert check_cpu(dataclasses.replace(PI5, cpu=cpu)).status is Status.WARN
+
+
+def warm(celsius: float, throttle: ThrottleFacts | None = None) -> LiveFacts:
+    """A board of that temperature, whose kernel slows its cores down at 80 degrees."""
+    zone = ThermalZone("cpu-thermal", celsius, (TripPoint("passive", 80.0), TripPoint("critical", 110.0)))
+    return LiveFacts(None, None, (ThermalZone("pmic", 30.0), zone), throttle=throttle or ThrottleFacts())
+
+
+def test_heat_near_its_trip_is_a_warning() -> None:
+    """A cool board passes; one near where it is slowed down, or that was, is warned about with what to do."""
+    cool = check_heat(warm(55.0))
+    assert (cool.status, cool.found) == (Status.OK, "55 °C (cpu-thermal), slowed down from 80 °C")
+    for live in (
+        warm(75.0),
+        warm(55.0, ThrottleFacts(is_throttled=True)),
+        warm(55.0, ThrottleFacts(was_throttled=True)),
+    ):
+        check = check_heat(live)
+        assert check.status is Status.WARN
+        assert "fan" in str(check.remedy)
+
+
+def test_power_that_limits_speed_is_a_warning() -> None:
+    """Low voltage and a battery are warnings; mains is fine."""
+    weak = check_power(warm(50.0, ThrottleFacts(is_under_voltage=True)))
+    assert (weak.status, "power supply" in str(weak.remedy)) == (Status.WARN, True)
+    on_battery = PowerFacts(PowerSource.BATTERY, (Battery("BAT0", 61, "Discharging"),))
+    check = check_power(dataclasses.replace(warm(50.0), power=on_battery))
+    assert (check.status, check.found) == (Status.WARN, "battery, charged to 61 %")
+    mains = check_power(dataclasses.replace(warm(50.0), power=PowerFacts(PowerSource.MAINS)))
+    assert mains.status is Status.OK
+    assert check_power(warm(50.0, ThrottleFacts(is_under_voltage=False))).found == "voltage is enough"
 
 
 def test_powersave_and_quota_are_warnings() -> None:

@@ -167,8 +167,25 @@ def test_an_unknown_name_lists_similar_ones() -> None:
         CATALOGUE.get("rasberry-pi-5")
     with pytest.raises(ConfigError, match=r"did you mean orange-pi-5-4gb"):
         CATALOGUE.get("orange")
-    with pytest.raises(ConfigError, match=r"'#'; `edgephi devices`"):
-        CATALOGUE.get("#")
+    for name in ("#", "5", "x"):
+        with pytest.raises(ConfigError, match=rf"'{name}'; `edgephi devices`"):
+            CATALOGUE.get(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "families"),
+    [
+        ("pi5", {"raspberry-pi-5", "orange-pi-5"}), ("rpi5", {"raspberry-pi-5"}), ("RPi-4", {"raspberry-pi-4"}),
+        ("opi5", {"orange-pi-5"}), ("orin", {"jetson-orin-nano", "jetson-orin-nano-super"}),
+        ("8gen3", {"snapdragon-8-gen-3"}), ("pixel8", {"pixel-8"}), ("rasp", {"raspberry-pi-4", "raspberry-pi-5"}),
+    ],
+)  # fmt: skip
+def test_a_short_name_lists_what_it_is_short_for(name: str, families: set[str]) -> None:
+    """What people call a board for short is answered with the boards of that name, and no others."""
+    with pytest.raises(ConfigError, match="did you mean") as caught:
+        CATALOGUE.get(name)
+    listed = str(caught.value).partition("did you mean ")[2].partition("?")[0].split(", ")
+    assert {re.sub(r"-[0-9]+gb$", "", board) for board in listed} == families
 
 
 def test_the_documented_example_makes_boards(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Owns looking one up by name and recognising the machine it runs on. Does not dec
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,9 +55,9 @@ class Catalogue:
         board = self._boards.get(name)
         if board is not None:
             return board
-        close = [other for other in self._boards if name in other] if len(name) > 1 else []
-        close = close or difflib.get_close_matches(name, self._boards, n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(close[:6])}? " if close else ""
+        close = [other for other in self._boards if _is_short_for(name, other)]
+        close = close or difflib.get_close_matches(name.lower(), self._boards, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(close[:8])}? " if close else ""
         raise ConfigError(f"no board is named {name[:80]!r}; {hint}`edgephi devices` lists all of them")
 
     def match(self, facts: DeviceFacts) -> Board | None:
@@ -126,6 +127,25 @@ def shipped_files() -> tuple[Path, ...]:
     """Return the files of boards that are part of edgephi, by name, those of no board in particular last."""
     found = Path(__file__).with_name("boards").glob("*.yaml")
     return tuple(sorted(found, key=lambda path: (path.stem.startswith("generic"), path.stem)))
+
+
+def _is_short_for(name: str, board: str) -> bool:
+    """Return whether *name* is some words of a board's name in a row, as people write them: pi5, rpi-5, 8gen3."""
+    words, known = (re.findall(r"[a-z]+|[0-9]+", text.lower()) for text in (name, board))
+    if not any(len(word) > 1 for word in words):
+        return False
+    return any(_are_words(words, known, at) for at in range(len(known) - len(words) + 1))
+
+
+def _are_words(words: list[str], known: list[str], at: int) -> bool:
+    first, *others = words
+    initials = first.removesuffix(known[at])
+    if not first.endswith(known[at]) and not (first.isalpha() and known[at].startswith(first)):
+        return False
+    # What stands before the first word, as in rpi, begins the word before.
+    before = known[at - 1] if at else ""
+    is_begun = not first.endswith(known[at]) or before.startswith(initials)
+    return is_begun and others == known[at + 1 : at + len(words)]
 
 
 def _begins(name: str, start: str) -> bool:

@@ -19,7 +19,7 @@ from edgephi.cli.output import format_bytes
 from edgephi.errors import EdgephiError
 
 if TYPE_CHECKING:
-    from edgephi.profile.probe import DeviceFacts
+    from edgephi.profile.probe import DeviceFacts, LiveFacts
 
 # Phi-3-mini in 4 bits: 2.2 GB of weights, pages for a few thousand tokens, the process itself.
 PHI3_MINI_MEMORY_BYTES = 3_000_000_000
@@ -28,6 +28,8 @@ PHI3_MINI_WEIGHTS_BYTES = 2_150_000_000
 PHI3_MINI_DISK_BYTES = 5_000_000_000
 POCKET_MEMORY_BYTES = 300_000_000
 POCKET_DISK_BYTES = 100_000_000
+# Closer to where the kernel slows cores down than this, a few minutes of answers reach it.
+MIN_HEAT_MARGIN_CELSIUS = 8.0
 SLOW_GOVERNORS = frozenset({"powersave", "conservative"})
 
 
@@ -55,13 +57,17 @@ class Check:
 
 def run_checks() -> Iterator[Check]:
     """Look at everything, quick things first."""
-    from edgephi.profile.probe import probe
+    from edgephi.profile.probe import probe, probe_live
 
-    facts = probe()
+    facts, live = probe(), probe_live()
     yield check_cpu(facts)
     yield check_cores(facts)
     yield check_threads(facts)
     yield check_memory(facts)
+    if live.zones:
+        yield check_heat(live)
+    if live.throttle.is_under_voltage is not None or live.power.source is not None:
+        yield check_power(live)
     checks: tuple[Callable[[], Check], ...] = (
         check_models_disk,
         check_cache_disk,
@@ -139,6 +145,46 @@ def check_memory(facts: DeviceFacts) -> Check:
         remedy = f"enough for the pocket model; Phi-3-mini needs about {format_bytes(PHI3_MINI_MEMORY_BYTES)}"
         return Check("Memory", Status.WARN, found, remedy)
     return Check("Memory", Status.OK, found)
+
+
+def check_heat(live: LiveFacts) -> Check:
+    """Is the machine cool enough to keep its speed?"""
+    # Where no trip is told, the hottest zone stands for all.
+    margins = {
+        (trip.celsius - zone.celsius, zone.name, zone.celsius, trip.celsius)
+        for zone in live.zones
+        for trip in zone.trips
+        if trip.kind == "passive"
+    }
+    hottest = max(live.zones, key=lambda zone: zone.celsius)
+    found = f"{hottest.celsius:.0f} °C ({hottest.name})"
+    cool = "give it a heat sink or a fan, or a lower --floor; the governor takes fewer requests until it is cooler"
+    if live.throttle.is_throttled:
+        return Check("Heat", Status.WARN, f"{found}, and heat or voltage slows the cores down now", cool)
+    if margins:
+        margin, name, celsius, trip_celsius = min(margins)
+        found = f"{celsius:.0f} °C ({name}), slowed down from {trip_celsius:.0f} °C"
+        if margin < MIN_HEAT_MARGIN_CELSIUS:
+            return Check("Heat", Status.WARN, found, cool)
+    if live.throttle.was_throttled:
+        return Check("Heat", Status.WARN, f"{found}, and the cores were slowed down since the start", cool)
+    return Check("Heat", Status.OK, found)
+
+
+def check_power(live: LiveFacts) -> Check:
+    """Does it get enough power, and for how long?"""
+    from edgephi.profile.power import PowerSource
+
+    if live.throttle.is_under_voltage:
+        remedy = "use the board's own power supply and a short cable; until then the cores are held back"
+        return Check("Power", Status.WARN, "voltage is too low", remedy)
+    if live.power.source is None:
+        return Check("Power", Status.OK, "voltage is enough")
+    charge = ", ".join(f"{battery.percent} %" for battery in live.power.batteries if battery.percent is not None)
+    found = live.power.source.value + (f", charged to {charge}" if charge else "")
+    if live.power.source is PowerSource.BATTERY:
+        return Check("Power", Status.WARN, found, "many systems lower clocks on battery; plug it in to keep the speed")
+    return Check("Power", Status.OK, found)
 
 
 def check_models_disk() -> Check:

@@ -17,7 +17,7 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 @click.pass_context
 def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
     """
-    Check the CPU, memory, disk, compiler, runtime and the packaged model; say what to do about each.
+    Check the CPU, memory, heat, power, disk, compiler, runtime and the packaged model; say what to do about each.
 
     Exits with 1 when a check fails; warnings alone exit with 0.
 
