@@ -95,6 +95,12 @@ class RawConnection:
         self.send_frames(*self.open_stream(1, path, extra, data=data))
         return self.end_of(1)
 
+    def exchange_settings(self) -> None:
+        """Acknowledge the server's settings: limits that they announce hold from then on."""
+        for frame in self.frames():
+            if isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
+                return
+
     def end_of(self, stream_id: int) -> dict[str, str]:
         """Read until a stream ends."""
         headers: dict[str, str] = {}

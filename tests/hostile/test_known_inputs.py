@@ -75,8 +75,15 @@ def _headers(block: Callable[[RawConnection], bytes], *, size: int = 16_000) -> 
 
 def _hpack_bomb(connection: RawConnection) -> bytes:
     """Put one long header into the table and name it four hundred times: a few bytes become 1.5 MB."""
+    connection.exchange_settings()
     once = connection.block([*request_headers(), ("x-bomb", "a" * 3800)])
     return once + b"\xbe" * 400
+
+
+def _unacknowledged_bomb(connection: RawConnection) -> bytes:
+    """Name the long header four thousand times, which would be 15 MB."""
+    once = connection.block([*request_headers(), ("x-bomb", "a" * 3800)])
+    return once + b"\xbe" * 4000
 
 
 def _deep(depth: int) -> bytes:
@@ -88,8 +95,12 @@ def _deep(depth: int) -> bytes:
 INPUTS: dict[str, tuple[Input, set[str]]] = {
     # Protocol: grpc, Envoy, nginx, Go
     "CVE-2023-33953 endless varint in HPACK": (_headers(lambda _: b"\x7f" + b"\x80" * 64 + b"\x01"), {CUT}),
-    # gRPC 1.85 does not hold its limit of metadata (docs/architecture.md, known limits): 1.5 MB are taken.
-    "CVE-2023-33953 HPACK expansion": (_headers(_hpack_bomb), {OK, EXHAUSTED, CUT}),
+    "CVE-2023-33953 HPACK expansion": (_headers(_hpack_bomb), {EXHAUSTED, CUT}),
+    # gRPC's limit does not hold until the client acknowledges the server's settings.
+    "CVE-2023-33953 HPACK expansion, settings ignored": (
+        _headers(_unacknowledged_bomb),
+        {INVALID, EXHAUSTED, CUT},
+    ),
     "CVE-2023-33953 headers in one-byte frames": (
         _headers(lambda connection: connection.block(request_headers()), size=1),
         {OK, CUT},

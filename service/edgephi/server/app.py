@@ -36,7 +36,7 @@ from edgephi.server.engine_watch import EngineWatch
 from edgephi.server.errors import ErrorInterceptor
 from edgephi.server.generation import GenerationHandler
 from edgephi.server.governor import GovernedEngine, GovernorTask
-from edgephi.server.interceptors import CallInterceptor
+from edgephi.server.interceptors import CallInterceptor, MetadataInterceptor
 from edgephi.server.lifecycle import Lifecycle, ServerState
 from edgephi.server.model import ModelHandler
 from edgephi.server.model_info import ModelInfo
@@ -156,6 +156,7 @@ class Server:
         interceptors = [
             CallInterceptor(self._log, self._observability.metrics, self._observability.tracing),
             ErrorInterceptor(self._log, self._observability.metrics),
+            MetadataInterceptor(),
             AuthInterceptor(
                 self._credentials.tokens,
                 has_client_certificates=settings.tls_client_ca is not None,

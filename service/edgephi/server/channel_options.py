@@ -13,8 +13,10 @@ SMALL_MEMORY_BYTES = 2 << 30
 SMALL_MAX_CONNECTIONS = 16
 MAX_CONNECTIONS = 64
 
+MAX_METADATA_BYTES = 16 << 10
+"""As HTTP/2 counts: names, values and 32 for each."""
+
 _METADATA_SOFT_BYTES = 8 << 10
-_METADATA_HARD_BYTES = 16 << 10
 _ONLY_IDENTITY = 1
 
 
@@ -48,9 +50,10 @@ def channel_options(settings: ServerSettings, *, memory_bytes: int | None) -> tu
         ("grpc.max_connection_age_ms", _ms(settings.connection_age_s)),
         # An answer that began on an old connection is finished there.
         ("grpc.max_connection_age_grace_ms", _ms(settings.max_duration_s)),
-        # Between the two lengths calls are refused at random, more often towards the second.
+        # Between the two lengths calls are refused at random, more often towards the second. Both hold from when the
+        # client acknowledged them; until then MetadataInterceptor does.
         ("grpc.max_metadata_size", _METADATA_SOFT_BYTES),
-        ("grpc.absolute_max_metadata_size", _METADATA_HARD_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.compression_enabled_algorithms_bitset", _ONLY_IDENTITY),
         ("grpc.http2.max_requests_per_read", 4),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),

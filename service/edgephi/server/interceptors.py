@@ -1,5 +1,5 @@
 """
-What is seen of every call: its id, one line in the log at its end, and its counters.
+What is seen of every call: its id, one line in the log at its end, and its counters; and the length of its metadata.
 
 Owns the request id and the line ``request.finished``. Knows no message: no text of a prompt or an answer is logged.
 """
@@ -16,13 +16,16 @@ from typing import Any
 
 import grpc
 
+from edgephi.errors import FieldViolation, InvalidRequest
 from edgephi.server.calls import CallRecord, Context, Method, ScopeInterceptor, record_call
+from edgephi.server.channel_options import MAX_METADATA_BYTES
 from edgephi.server.metrics import Metrics
 from edgephi.server.status import REQUEST_ID_KEY
 from edgephi.server.tracing import CallSpan, Tracing
 
 OWN_PACKAGE = "edgephi."
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ENTRY_BYTES = 32  # RFC 9113, section 6.5.2: what each field counts besides its letters
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -86,6 +89,26 @@ class CallInterceptor(ScopeInterceptor):
             **{**ids, "method": method.name, "code": code.name, "duration_ms": round(duration_s * 1000, 1)},
             **{name: fact for name, fact in call.facts.items() if name not in ids},
         )
+
+
+class MetadataInterceptor(ScopeInterceptor):
+    """
+    Refuses calls with more metadata than gRPC was told to take, inside of where errors are mapped.
+
+    gRPC holds that limit only against clients that acknowledge the server's HTTP/2 settings.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(is_innermost=False)
+
+    @contextlib.asynccontextmanager
+    async def scope(self, method: Method, context: Context) -> AsyncIterator[None]:  # noqa: ARG002 - all methods alike
+        """Count the metadata before the call does anything."""
+        metadata = context.invocation_metadata() or ()
+        size = sum(len(key) + len(value) + _ENTRY_BYTES for key, value in metadata)
+        if size > MAX_METADATA_BYTES:
+            raise InvalidRequest(FieldViolation("metadata", f"is {size} bytes; send at most {MAX_METADATA_BYTES}"))
+        yield
 
 
 def _request_id(context: Context) -> str:
