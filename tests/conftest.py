@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hypothesis import settings
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("edgephi", deadline=None)
+settings.load_profile("edgephi")
+
 _BUILD = Path(__file__).resolve().parents[1] / "build"
 
 # At import, before any test or child process asks where the cache is.

@@ -16,7 +16,10 @@ from edgephi.pocket import model_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md"), *ROOT.glob("tests/**/README.md")]
+    path
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "tests/**/README.md")
+    for path in ROOT.glob(pattern)
+    if "node_modules" not in path.parts
 )
 
 

@@ -35,7 +35,7 @@ _LOGIT_BUFFERS = 2
 # What `python -m tests.bench.memory` measures of a server whose model takes next to nothing (edgephi-pocket, x86_64,
 # Python 3.11), front and engine added up, less pages, activations, logits and tokenizer. Libraries that both map are
 # counted twice, as the kernel's peaks of processes are. It grows with what a server imports: then measure again.
-_PROCESS_BYTES = 178 * MIB
+_PROCESS_BYTES = 174 * MIB
 # The tokenizer's tables: 25 MiB more of its own with a vocabulary of 32,064 than with one of 2,048.
 _TOKENIZER_BYTES_PER_TOKEN = 870
 # A stream's connection, text and page lists, and its sampler's arrays over the vocabulary.
