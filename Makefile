@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE := tests/conformance/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help setup observability demo test test-all test-arm64 mca check format proto bench speculation overhead bench-peers bench-kernels bench-memory bench-prediction bench-governor precision quantizations pocket pocket-scores golden wheel clean
+.PHONY: help setup observability demo test test-all test-arm64 fuzz mca check format proto bench speculation overhead soak bench-peers bench-kernels bench-memory bench-prediction bench-governor precision quantizations pocket pocket-scores golden wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,10 +31,18 @@ setup: $(VENV)/.developer ## install edgephi and the developers' tools into .ven
 demo: $(VENV)/.installed ## serve the pocket model on loopback, ask it over gRPC, stop it
 	$(BIN)/edgephi demo
 
-test: $(VENV)/.developer ## run the tests (all but those marked slow or arm64)
+# The second client stack of tests/conformance. Root gets npm installed; everyone else is told, and its tests skip.
+$(NODE)/.installed: tests/conformance/package.json tests/conformance/package-lock.json
+	@command -v npm >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; }
+	@if command -v npm >/dev/null; then \
+	    cd tests/conformance && npm ci --ignore-scripts --no-audit --no-fund --silent && touch node_modules/.installed; \
+	else echo "npm is not installed, so the tests with gRPC for Node are skipped; on Debian: apt install nodejs npm"; fi
+
+test: $(VENV)/.developer $(NODE)/.installed ## run the tests (all but those marked slow or arm64)
 	$(BIN)/pytest -m 'not slow and not arm64'
 
-test-all: $(VENV)/.developer ## run every test but those marked arm64
+test-all: $(VENV)/.developer $(NODE)/.installed ## run every test but those marked arm64
 	$(BIN)/pytest -m 'not arm64'
 
 $(VENV)/.zig: pyproject.toml $(VENV)/.developer
@@ -43,6 +52,11 @@ $(VENV)/.zig: pyproject.toml $(VENV)/.developer
 test-arm64: $(VENV)/.zig ## cross-compile and run the kernels, models and a server on emulated ARM CPUs (x86 Debian, as root)
 	$(BIN)/python -m tests.arm64.root
 	$(BIN)/pytest -m arm64 tests/arm64
+
+FUZZ_RUNS ?= 5000000
+fuzz: $(VENV)/.developer ## fuzz requests and process messages, FUZZ_RUNS inputs each (an hour; x86_64)
+	$(BIN)/python -m tests.fuzz requests --runs $(FUZZ_RUNS)
+	$(BIN)/python -m tests.fuzz messages --runs $(FUZZ_RUNS)
 
 mca: $(VENV)/.developer ## bound the matrix kernel's speed on ARM cores from its machine code (needs llvm-mca 19 or later)
 	$(BIN)/python -m tests.arm64.mca
@@ -117,6 +131,9 @@ speculation: $(VENV)/.installed ## count tokens per pass over the weights with g
 overhead: $(VENV)/.installed ## time sampling and the engine's steps without a model
 	$(BIN)/python tests/bench/overhead.py
 
+soak: $(VENV)/.installed ## ask a server everything at once, 110,000 times; nothing may grow or end unexplained (10 minutes)
+	$(BIN)/python -m tests.soak --rpcs 100000 --channels 10000
+
 pocket: $(VENV)/.installed ## train the pocket model again (20 to 40 minutes on two cores)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
 	$(BIN)/python -m edgephi.pocket.train
@@ -135,4 +152,4 @@ wheel: $(VENV)/.developer ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what the targets made, the environment included
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(NODE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # missing in the stubs
 from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame
@@ -21,6 +22,7 @@ from edgephi.server import app
 from edgephi.server.channel_options import MAX_CONNECTIONS, SMALL_MAX_CONNECTIONS, channel_options, max_connections
 from edgephi.server.settings import ServerSettings
 from edgephi.v1 import generation_service_pb2 as pb2
+from edgephi.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 CODE = "grpc-status"
 RESOURCE_EXHAUSTED, UNIMPLEMENTED = "8", "12"
@@ -49,6 +51,14 @@ def _streams(port: int) -> bool:
         frames = [*connection.open_stream(1, CHAT), *connection.open_stream(3, COUNT, data=message(_count()))]
         connection.send_frames(*frames)
         return ":reset" in connection.end_of(3)
+
+
+def _many_calls(port: int) -> bool:
+    """Of 300 calls at once on the connection of a client that keeps to the limit, all are answered."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        count = GenerationServiceStub(channel).CountTokens
+        calls = [count.future(pb2.CountTokensRequest(prompt="go"), timeout=30) for _ in range(300)]
+        return all(call.exception() is None for call in calls)
 
 
 def _connections(port: int) -> bool:
@@ -148,6 +158,7 @@ CASES: dict[str, tuple[Callable[[int], bool], dict[str, Any], Changes, Changes]]
     "message": (_long_message, {}, {}, {"grpc.max_receive_message_length": None}),
     "compression": (_gzip, {}, {}, {"grpc.compression_enabled_algorithms_bitset": None}),
     "streams": (_streams, {"max_streams": 1}, {}, {"grpc.max_concurrent_streams": None}),
+    "ended calls": (_many_calls, {}, {}, {"grpc.http2.max_deallocating_streams": None}),
     "connections": (_connections, {"max_connections": 1}, {}, {"grpc.max_allowed_incoming_connections": None}),
     "idle": (_idle, {"connection_idle_s": 1}, {}, {"grpc.max_connection_idle_ms": None}),
     "age": (_age, {"connection_age_s": 1}, {}, {"grpc.max_connection_age_ms": None}),

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class GenerationServiceStub:
     """Generates text. Every refusal is a google.rpc.Status with one ErrorInfo (domain "edgephi") and, where a retry can
-    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms. A caller may send the metadata x-request-id, 1 to 64 of
+    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms; gRPC itself refuses messages that are too long or
+    compressed, and unknown methods, with a status alone. A caller may send the metadata x-request-id, 1 to 64 of
     A-Z a-z 0-9 . _ -; it comes back in the trailing metadata and is in the server's log. Without it the server makes
     one.
     """
@@ -57,7 +58,8 @@ class GenerationServiceStub:
 
 class GenerationServiceServicer:
     """Generates text. Every refusal is a google.rpc.Status with one ErrorInfo (domain "edgephi") and, where a retry can
-    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms. A caller may send the metadata x-request-id, 1 to 64 of
+    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms; gRPC itself refuses messages that are too long or
+    compressed, and unknown methods, with a status alone. A caller may send the metadata x-request-id, 1 to 64 of
     A-Z a-z 0-9 . _ -; it comes back in the trailing metadata and is in the server's log. Without it the server makes
     one.
     """
@@ -128,7 +130,8 @@ def add_GenerationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
     """Generates text. Every refusal is a google.rpc.Status with one ErrorInfo (domain "edgephi") and, where a retry can
-    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms. A caller may send the metadata x-request-id, 1 to 64 of
+    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms; gRPC itself refuses messages that are too long or
+    compressed, and unknown methods, with a status alone. A caller may send the metadata x-request-id, 1 to 64 of
     A-Z a-z 0-9 . _ -; it comes back in the trailing metadata and is in the server's log. Without it the server makes
     one.
     """

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class GenerationServiceStub:
     """Generates text. Every refusal is a google.rpc.Status with one ErrorInfo (domain "edgephi") and, where a retry can
-    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms. A caller may send the metadata x-request-id, 1 to 64 of
+    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms; gRPC itself refuses messages that are too long or
+    compressed, and unknown methods, with a status alone. A caller may send the metadata x-request-id, 1 to 64 of
     A-Z a-z 0-9 . _ -; it comes back in the trailing metadata and is in the server's log. Without it the server makes
     one.
     """
@@ -67,7 +68,8 @@ class GenerationServiceStub:
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
     """Generates text. Every refusal is a google.rpc.Status with one ErrorInfo (domain "edgephi") and, where a retry can
-    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms. A caller may send the metadata x-request-id, 1 to 64 of
+    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms; gRPC itself refuses messages that are too long or
+    compressed, and unknown methods, with a status alone. A caller may send the metadata x-request-id, 1 to 64 of
     A-Z a-z 0-9 . _ -; it comes back in the trailing metadata and is in the server's log. Without it the server makes
     one.
     """
@@ -102,7 +104,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text. Every refusal is a google.rpc.Status with one ErrorInfo (domain "edgephi") and, where a retry can
-    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms. A caller may send the metadata x-request-id, 1 to 64 of
+    succeed, a RetryInfo and the trailer grpc-retry-pushback-ms; gRPC itself refuses messages that are too long or
+    compressed, and unknown methods, with a status alone. A caller may send the metadata x-request-id, 1 to 64 of
     A-Z a-z 0-9 . _ -; it comes back in the trailing metadata and is in the server's log. Without it the server makes
     one.
     """

@@ -44,6 +44,9 @@ def channel_options(settings: ServerSettings, *, memory_bytes: int | None) -> tu
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams),
+        # A call counts until this process has let go of it, after its client was told that it ended and may have begun
+        # the next. Without room for those, more calls on a connection than max_streams are refused at random.
+        ("grpc.http2.max_deallocating_streams", 2 * settings.max_streams),
         ("grpc.max_allowed_incoming_connections", max_connections(settings, memory_bytes)),
         ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_timeout_s)),
         ("grpc.max_connection_idle_ms", _ms(settings.connection_idle_s)),
