@@ -54,7 +54,7 @@ test-arm64: $(VENV)/.zig ## cross-compile and run the kernels, models and a serv
 	$(BIN)/pytest -m arm64 tests/arm64
 
 FUZZ_RUNS ?= 5000000
-fuzz: $(VENV)/.developer ## fuzz requests and process messages, FUZZ_RUNS inputs each (an hour; x86_64)
+fuzz: $(VENV)/.developer ## fuzz requests and process messages, FUZZ_RUNS inputs each (hours; x86_64)
 	$(BIN)/python -m tests.fuzz requests --runs $(FUZZ_RUNS)
 	$(BIN)/python -m tests.fuzz messages --runs $(FUZZ_RUNS)
 

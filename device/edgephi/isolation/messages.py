@@ -32,6 +32,9 @@ from edgephi.errors import EdgephiError, EngineFailed
 PROTOCOL = 1
 """Rises with every change of a message; both sides are of one installation, so another one is a broken one."""
 
+MAX_REFUSAL_CHARACTERS = 200
+"""Of why a frame is no message, which is logged and may quote the frame."""
+
 
 class ProtocolError(Exception):
     """The other process sent what is no message of this protocol; it cannot be trusted any further."""
@@ -204,7 +207,7 @@ def decode_to_engine(frame: bytes) -> ToEngine:
     try:
         return _to_engine.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ProtocolError(f"a frame of {len(frame)} bytes is no message for the engine: {error}") from error
+        raise ProtocolError(_refusal(frame, "engine", error)) from error
 
 
 def decode_to_front(frame: bytes) -> ToFront:
@@ -217,7 +220,13 @@ def decode_to_front(frame: bytes) -> ToFront:
     try:
         return _to_front.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ProtocolError(f"a frame of {len(frame)} bytes is no message for the front: {error}") from error
+        raise ProtocolError(_refusal(frame, "front", error)) from error
+
+
+def _refusal(frame: bytes, reader: str, error: Exception) -> str:
+    # msgspec quotes what it refuses, however long that is.
+    why = str(error)[:MAX_REFUSAL_CHARACTERS]
+    return f"a frame of {len(frame)} bytes is no message for the {reader}: {why}"
 
 
 def event_to_wire(event: EngineEvent) -> WireEvent:

@@ -63,7 +63,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 3
     """The server stopped the answer, for example because it is shutting down."""
     FINISH_REASON_DEADLINE: _FinishReason.ValueType  # 4
-    """The server's own time limit for a request passed; the text so far is valid."""
+    """A time limit of the server or the caller for a request passed; the text so far is valid."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -77,7 +77,7 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
 """The server stopped the answer, for example because it is shutting down."""
 FINISH_REASON_DEADLINE: FinishReason.ValueType  # 4
-"""The server's own time limit for a request passed; the text so far is valid."""
+"""A time limit of the server or the caller for a request passed; the text so far is valid."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
