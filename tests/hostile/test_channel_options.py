@@ -128,25 +128,30 @@ def _metadata(port: int) -> bool:
 def _handshake(port: int) -> bool:
     """A connection on which nothing is said is closed."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.settimeout(3.5)
-        try:
-            while connection.recv(1 << 16):
-                pass
-        except TimeoutError:
-            return False
-        return True
+        return _is_cut(connection)
+
+
+def _settings_ignored(port: int) -> bool:
+    """A client that does not acknowledge the server's settings is cut."""
+    with RawConnection(port, {}) as connection:
+        return _is_cut(connection.socket)
 
 
 def _keepalive(port: int) -> bool:
     """A client that answers nothing is given up, call or no call."""
     with RawConnection(port, {}) as connection:
-        connection.socket.settimeout(3.5)
-        try:
-            while connection.socket.recv(1 << 16):
-                pass
-        except TimeoutError:
-            return False
-        return True
+        return _is_cut(connection.socket)
+
+
+def _is_cut(connection: socket.socket) -> bool:
+    """Answer nothing, and wait for the server to close."""
+    connection.settimeout(3.5)
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    return True
 
 
 Changes = dict[str, int | None]
@@ -181,7 +186,13 @@ CASES: dict[str, tuple[Callable[[int], bool], dict[str, Any], Changes, Changes]]
         {},
         {"grpc.max_metadata_size": LARGE, "grpc.absolute_max_metadata_size": LARGE},
     ),
-    "handshake": (_handshake, {"handshake_timeout_s": 1}, {}, {"grpc.server_handshake_timeout_ms": None}),
+    "settings": (_settings_ignored, {"handshake_timeout_s": 1}, {}, {"grpc.http2.settings_timeout": None}),
+    "handshake": (
+        _handshake,
+        {"handshake_timeout_s": 1},
+        {"grpc.http2.settings_timeout": None},
+        {"grpc.server_handshake_timeout_ms": None},
+    ),
     "keepalive": (
         _keepalive,
         {"keepalive_s": 1, "keepalive_timeout_s": 1},

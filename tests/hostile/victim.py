@@ -21,6 +21,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from edgephi.cli.compose import EngineKind, ServiceOptions, open_service
+from edgephi.cli.malloc import give_back_freed_memory
 from edgephi.server import app
 from edgephi.server.channel_options import channel_options
 from edgephi.server.settings import ServerSettings
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--without", nargs="*", default=())
     arguments = parser.parse_args()
+    give_back_freed_memory()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
     def options(settings: ServerSettings, *, memory_bytes: int | None) -> list[tuple[str, int]]:

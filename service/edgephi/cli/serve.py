@@ -13,6 +13,7 @@ import click
 from edgephi.cli.compose import EngineKind, ServiceOptions, ServingPlan, open_service
 from edgephi.cli.config_file import CONFIG_ENV, SERVE_PREFIX, resolved, use_config
 from edgephi.cli.logs import LogFormat, LogLevel, configure_logs
+from edgephi.cli.malloc import give_back_freed_memory
 from edgephi.cli.options import answering_options, json_option
 from edgephi.cli.planning import PlanningOptions
 from edgephi.cli.ready_line import announce
@@ -218,6 +219,7 @@ def serve(
     from edgephi.server.tracing import check_tracing
 
     end_on_signals_while_loading()
+    give_back_freed_memory()
     settings = ServerSettings(**network)  # before the model: a wrong address should not cost a minute
     configure_logs(LogFormat(log_format), level=LogLevel(log_level))
     check_tracing(settings.otlp_endpoint)

@@ -49,12 +49,14 @@ def channel_options(settings: ServerSettings, *, memory_bytes: int | None) -> tu
         ("grpc.http2.max_deallocating_streams", 2 * settings.max_streams),
         ("grpc.max_allowed_incoming_connections", max_connections(settings, memory_bytes)),
         ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_timeout_s)),
+        # Limits that the settings announce hold from when the client has acknowledged them.
+        ("grpc.http2.settings_timeout", _ms(settings.handshake_timeout_s)),
         ("grpc.max_connection_idle_ms", _ms(settings.connection_idle_s)),
         ("grpc.max_connection_age_ms", _ms(settings.connection_age_s)),
         # An answer that began on an old connection is finished there.
         ("grpc.max_connection_age_grace_ms", _ms(settings.max_duration_s)),
-        # Between the two lengths calls are refused at random, more often towards the second. Both hold from when the
-        # client acknowledged them; until then MetadataInterceptor does.
+        # Between the two lengths calls are refused at random, more often towards the second. Until the client has
+        # acknowledged them MetadataInterceptor holds the limit.
         ("grpc.max_metadata_size", _METADATA_SOFT_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.compression_enabled_algorithms_bitset", _ONLY_IDENTITY),

@@ -44,7 +44,8 @@ class ServerSettings:
         write_timeout_s: Most seconds that a client may leave a response of a stream untaken; its call then ends.
         max_connections: Most open connections; None for 64, or 16 on a machine of less than 2 GiB.
         max_streams: Most calls at once on one connection; gRPC's own clients let further ones wait.
-        handshake_timeout_s: How long a new connection may take until it is one of HTTP/2.
+        handshake_timeout_s: How long a new connection may take until it is one of HTTP/2, and then to acknowledge the
+            server's settings.
         connection_idle_s: How long a connection may be open without a call.
         connection_age_s: How long a connection may be open, give or take a tenth; its calls then have
             ``max_duration_s`` to end. Clients connect anew by themselves.
