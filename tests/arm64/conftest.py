@@ -19,7 +19,7 @@ from tvm.tirx import PrimFunc
 
 from edgephi.artifact.convert import convert_checkpoint
 from edgephi.compiler.link import link_library
-from edgephi.profile.isa import host_arch
+from edgephi.profile.machine.isa import host_arch
 from edgephi.runtime import RuntimeOptions
 from edgephi.runtime.bundles import ensure_bundle
 

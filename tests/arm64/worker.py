@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgephi.engine.backend import F32Array, ForwardBatch
 from edgephi.errors import EdgephiError
-from edgephi.profile.isa import best_level, host_arch, host_features
+from edgephi.profile.machine.isa import best_level, host_arch, host_features
 from edgephi.runtime import LoadedModel, RuntimeOptions, load_model
 from edgephi.runtime.bundles import current_bundle
 from edgephi.runtime.tvm_runtime import tvm, tvm_ffi

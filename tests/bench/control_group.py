@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.cgroup import groups
-from edgephi.profile.kernelfile import read_counts, read_text
+from edgephi.profile.machine.cgroup import groups
+from edgephi.profile.machine.kernelfile import read_counts, read_text
 
 _PERIOD_US = 100_000
 

@@ -21,8 +21,8 @@ from edgephi.engine.request import EngineEvent, EngineRequest, Finished, Request
 from edgephi.errors import Overloaded
 from edgephi.profile.governor import Change, Governor, GovernorPolicy
 from edgephi.profile.hysteresis import Patience
+from edgephi.profile.machine.probe import probe_live
 from edgephi.profile.plan import Plan, PlanMemory
-from edgephi.profile.probe import probe_live
 from edgephi.runtime import RuntimeOptions, load_model
 from edgephi.server.governor import GovernorTask
 

@@ -35,7 +35,7 @@ from edgephi.compiler.kernels.activations import Activations, quantize_reference
 from edgephi.compiler.kernels.matmul_q4 import matmul_q4, pack, room_shape
 from edgephi.compiler.kernels.stream import STREAM_PARTS, stream_read
 from edgephi.compiler.targets import COMPILE_TARGETS
-from edgephi.profile.isa import host_arch, host_features, supported_levels
+from edgephi.profile.machine.isa import host_arch, host_features, supported_levels
 
 HIDDEN = 3072
 IN_CACHE = (1536, HIDDEN)  # 2.7 MB: one thread's share of a last-level cache

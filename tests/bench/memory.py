@@ -1,5 +1,5 @@
 """
-Peak memory of a server under its full load, beside what edgephi.profile.memory predicts.
+Peak memory of a server under its full load, beside what edgephi.profile.planning.memory predicts.
 
     python -m tests.bench.memory --model DIR [--model pocket] [--case 1024x2:int8:64 ...] [--no-limit]
 
@@ -23,9 +23,9 @@ from tests.bench.control_group import NoControlGroup
 from tests.bench.memory_load import Case, Measured, measure, refuse
 
 from edgephi.cli.planned_model import find_model_facts
-from edgephi.profile.memory import plan_memory
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import PlanMemory
+from edgephi.profile.planning.memory import plan_memory
 from edgephi.runtime import RuntimeOptions
 from edgephi.runtime.bundles import ensure_bundle
 

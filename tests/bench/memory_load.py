@@ -1,8 +1,8 @@
 """
 A server in a control group with a limit of memory, all that it can be asked to hold at once, and its memory then.
 
-Owns one measurement; edgephi.profile.memory predicts it and ``tests.bench.memory`` compares. The group is version 1
-or 2, whichever limits memory here; only version 1 was ever at hand.
+Owns one measurement; edgephi.profile.planning.memory predicts it and ``tests.bench.memory`` compares. The group is
+version 1 or 2, whichever limits memory here; only version 1 was ever at hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.bench.control_group import MemoryGroup, drop_cached, memory_group
 
 from edgephi.client import Client
 from edgephi.client.events import FinalInfo
-from edgephi.profile.kernelfile import parse_fields, parse_kib, read_text
+from edgephi.profile.machine.kernelfile import parse_fields, parse_kib, read_text
 from edgephi.profile.plan import KvDtype
 
 OUTPUT_TOKENS = 48

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from edgephi.cli.devices import devices, devices_folder, open_catalogue
 from edgephi.errors import ConfigError
-from edgephi.profile.catalogue import load_catalogue
+from edgephi.profile.boards.catalogue import load_catalogue
 
 OWN = """\
 family: acme

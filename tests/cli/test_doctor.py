@@ -19,11 +19,11 @@ from edgephi.cli.checks import (
     check_power,
     check_threads,
 )
-from edgephi.profile.cores import CoreCluster
-from edgephi.profile.power import Battery, PowerFacts, PowerSource
-from edgephi.profile.probe import CpuFacts, DeviceFacts, LimitFacts, LiveFacts, MemoryFacts, OsFacts
-from edgephi.profile.thermal import ThermalZone, TripPoint
-from edgephi.profile.throttle import ThrottleFacts
+from edgephi.profile.machine.cores import CoreCluster
+from edgephi.profile.machine.power import Battery, PowerFacts, PowerSource
+from edgephi.profile.machine.probe import CpuFacts, DeviceFacts, LimitFacts, LiveFacts, MemoryFacts, OsFacts
+from edgephi.profile.machine.thermal import ThermalZone, TripPoint
+from edgephi.profile.machine.throttle import ThrottleFacts
 
 PI5 = DeviceFacts(
     board="Raspberry Pi 5 Model B Rev 1.0",

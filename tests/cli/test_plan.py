@@ -19,7 +19,7 @@ from edgephi.cli.planning import PlanningOptions, plan_for
 from edgephi.cli.plot import ASCII, UNICODE, glyphs_for, plot_lines, write_plot
 from edgephi.errors import ConfigError
 from edgephi.profile.plan import KvDtype, PlanKind
-from edgephi.profile.planner import Prefer
+from edgephi.profile.planning.planner import Prefer
 
 Run = Callable[..., Result]
 

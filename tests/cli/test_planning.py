@@ -11,8 +11,8 @@ from edgephi.cli.planned_model import PlannedModel, facts_of_bundle, find_model_
 from edgephi.cli.planning import PlanningOptions, plan_for
 from edgephi.errors import ConfigError, ModelNotFound
 from edgephi.profile.calibration import Calibration, Conditions, device_key, save_calibration
+from edgephi.profile.machine.probe import probe
 from edgephi.profile.plan import KvDtype, PlanKind
-from edgephi.profile.probe import probe
 from edgephi.profile.speed import StepTimes
 from edgephi.runtime.bundles import ensure_bundle, host_options
 from edgephi.runtime.calibrate import build_key_of, calibration_dir

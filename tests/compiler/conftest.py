@@ -11,7 +11,7 @@ import tvm
 from tvm.tirx import PrimFunc
 
 from edgephi.compiler.targets import COMPILE_TARGETS
-from edgephi.profile.isa import host_arch, host_features, supported_levels
+from edgephi.profile.machine.isa import host_arch, host_features, supported_levels
 
 Build = Callable[[str, Mapping[str, PrimFunc]], Any]
 Run = Callable[..., None]

@@ -21,7 +21,7 @@ from edgephi.compiler.kernels.rope import rope_angles, rope_append
 from edgephi.compiler.kernels.swiglu import swiglu
 from edgephi.compiler.targets import COMPILE_TARGETS, KernelShape, compile_target
 from edgephi.errors import CompileFailed
-from edgephi.profile.isa import ISA_LEVELS
+from edgephi.profile.machine.isa import ISA_LEVELS
 
 Build = Callable[..., Any]
 

@@ -14,7 +14,7 @@ from edgephi.compiler.kernels.embedding import take_rows
 from edgephi.compiler.link import link_library, linker_command
 from edgephi.compiler.pipeline import compile_model
 from edgephi.errors import CompileFailed
-from edgephi.profile.isa import ISA_LEVELS, host_arch
+from edgephi.profile.machine.isa import ISA_LEVELS, host_arch
 
 Build = Callable[..., Any]
 

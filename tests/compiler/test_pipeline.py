@@ -22,7 +22,7 @@ from edgephi.compiler.__main__ import main
 from edgephi.compiler.phi3 import attention_scale, check_shapes, inverse_frequency, linear_shapes
 from edgephi.compiler.pipeline import compile_model
 from edgephi.errors import CompileFailed, ConfigError, ModelInvalid, ModelNotFound, UnsupportedModel
-from edgephi.profile.isa import ISA_LEVELS, best_level, host_arch, host_features
+from edgephi.profile.machine.isa import ISA_LEVELS, best_level, host_arch, host_features
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -35,7 +35,7 @@ def test_a_server_lives_within_what_its_plan_asks_for() -> None:
     assert measured.num_answers > CASE.batch
     assert not is_miss(measured.peak / predicted.peak_bytes), (
         f"{measured.peak} bytes measured, {predicted.peak_bytes} predicted: measure the constants of "
-        "edgephi.profile.memory again with `python -m tests.bench.memory --model pocket`"
+        "edgephi.profile.planning.memory again with `python -m tests.bench.memory --model pocket`"
     )
 
 

@@ -34,8 +34,8 @@ from edgephi.engine.request import (
 )
 from edgephi.generation.generator import Generator
 from edgephi.pocket import model_dir
+from edgephi.profile.machine.probe import probe, probe_live
 from edgephi.profile.plan import Plan, PlanMemory
-from edgephi.profile.probe import probe, probe_live
 from edgephi.server.app import SERVICES
 from edgephi.server.auth import AuthInterceptor
 from edgephi.server.calls import ScopeInterceptor

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgephi.profile.catalogue import shipped_files
+from edgephi.profile.boards.catalogue import shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgephi.profile.estimates import StepTimesFor
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import KvDtype, PlanKind
-from edgephi.profile.plan_device import PlanDevice
+from edgephi.profile.planning.estimates import StepTimesFor
+from edgephi.profile.planning.plan_device import PlanDevice
 from edgephi.profile.speed import StepTimes
 
 GB = 10**9

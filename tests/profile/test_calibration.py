@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgephi.errors import ConfigError
-from edgephi.profile.board import Board, Evidence, Figure
+from edgephi.profile.boards.board import Board, Evidence, Figure
 from edgephi.profile.calibration import (
     Calibration,
     Conditions,
@@ -29,8 +29,8 @@ from edgephi.profile.calibration import (
     save_calibration,
 )
 from edgephi.profile.fit import ascending, fit_step_times
+from edgephi.profile.machine.probe import DeviceFacts, probe
 from edgephi.profile.plan import KvDtype
-from edgephi.profile.probe import DeviceFacts, probe
 from edgephi.profile.regressions import compare_with_board, compare_with_earlier
 from edgephi.profile.speed import StepTimes
 

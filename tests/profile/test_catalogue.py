@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgephi.errors import ConfigError
-from edgephi.profile import yamlfields
-from edgephi.profile.catalogue import Board, Catalogue, Evidence, Figure, load_catalogue, shipped_files
-from edgephi.profile.cores import CORE_NAMES
-from edgephi.profile.isa import ISA_LEVELS
-from edgephi.profile.probe import DeviceFacts, probe
+from edgephi.profile.boards import yamlfields
+from edgephi.profile.boards.catalogue import Board, Catalogue, Evidence, Figure, load_catalogue, shipped_files
+from edgephi.profile.machine.cores import CORE_NAMES
+from edgephi.profile.machine.isa import ISA_LEVELS
+from edgephi.profile.machine.probe import DeviceFacts, probe
 
 GIB = 1 << 30
 DOCUMENT = Path(__file__).parents[2] / "docs" / "devices.md"

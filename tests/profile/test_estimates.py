@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 from tests.profile.planning_cases import phi3
 
-from edgephi.profile.catalogue import load_catalogue
-from edgephi.profile.cores import CORE_NAMES
-from edgephi.profile.estimates import range_from_board, times_from_board
-from edgephi.profile.isa import ISA_LEVELS
-from edgephi.profile.kernel_rates import KERNEL_RATES, LEVEL_RATES
+from edgephi.profile.boards.catalogue import load_catalogue
+from edgephi.profile.machine.cores import CORE_NAMES
+from edgephi.profile.machine.isa import ISA_LEVELS
 from edgephi.profile.plan import BindingLimit, KvDtype, Plan
-from edgephi.profile.planner import PlanRequest, device_from_board, make_plan
+from edgephi.profile.planning.estimates import range_from_board, times_from_board
+from edgephi.profile.planning.kernel_rates import KERNEL_RATES, LEVEL_RATES
+from edgephi.profile.planning.planner import PlanRequest, device_from_board, make_plan
 
 Q4, Q3 = phi3("q4f16_1"), phi3("q3f16_g32")
 BOARDS = load_catalogue().boards

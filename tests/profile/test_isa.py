@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgephi.errors import CpuUnsupported
-from edgephi.profile.isa import (
+from edgephi.profile.machine.isa import (
     ISA_LEVELS,
     best_level,
     host_arch,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.profile.planning_cases import phi3
 
-from edgephi.profile.memory import MIB, page_bytes, plan_memory, row_bytes, workspace_bytes
 from edgephi.profile.plan import KvDtype, PlanMemory
+from edgephi.profile.planning.memory import MIB, page_bytes, plan_memory, row_bytes, workspace_bytes
 
 Q4 = phi3()
 

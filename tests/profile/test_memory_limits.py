@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgephi.errors import ConfigError
-from edgephi.profile.memory_limits import BoundKind, default_reserve_bytes, format_size, memory_budget, parse_bytes
-from edgephi.profile.probe import CpuFacts, DeviceFacts, LimitFacts, MemoryFacts, OsFacts
+from edgephi.profile.machine.memory_limits import (
+    BoundKind,
+    default_reserve_bytes,
+    format_size,
+    memory_budget,
+    parse_bytes,
+)
+from edgephi.profile.machine.probe import CpuFacts, DeviceFacts, LimitFacts, MemoryFacts, OsFacts
 
 MIB, GIB = 1 << 20, 1 << 30
 CPU = CpuFacts(None, "aarch64", frozenset(), None, ())

@@ -13,7 +13,7 @@ from tests.profile.planning_cases import device, phi3, stream_times
 
 from edgephi.errors import ConfigError
 from edgephi.profile.plan import BindingLimit, KvDtype, Plan
-from edgephi.profile.planner import MAX_BATCH, MIN_CONTEXT, PlanRequest, Prefer, make_plan
+from edgephi.profile.planning.planner import MAX_BATCH, MIN_CONTEXT, PlanRequest, Prefer, make_plan
 
 Q4, Q3 = phi3("q4f16_1"), phi3("q3f16_g32")
 _RANK = {"q4f16_1": 1, "q3f16_g32": 0}

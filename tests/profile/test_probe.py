@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgephi.profile.cgroup import CgroupLimits, read_available_memory, read_limits
-from edgephi.profile.cores import read_clusters
-from edgephi.profile.kernelfile import parse_cpu_list, parse_int, parse_kib, read_text
+from edgephi.profile.machine.cgroup import CgroupLimits, read_available_memory, read_limits
+from edgephi.profile.machine.cores import read_clusters
+from edgephi.profile.machine.kernelfile import parse_cpu_list, parse_int, parse_kib, read_text
+from edgephi.profile.machine.probe import DeviceFacts, ThermalZone, probe, probe_live
 from edgephi.profile.plan import Plan, PlanKind
-from edgephi.profile.probe import DeviceFacts, ThermalZone, probe, probe_live
 
 GIB = 1 << 30
 

@@ -23,13 +23,13 @@ from tests.profile.trees.build import (
     zone,
 )
 
-from edgephi.profile.disk import read_disk
-from edgephi.profile.meminfo import SwapDevice, read_memory
-from edgephi.profile.power import Battery, PowerFacts, PowerSource, read_power
-from edgephi.profile.pressure import CgroupUse, Pressure, read_cgroup_use, read_memory_pressure
-from edgephi.profile.probe import probe, probe_live
-from edgephi.profile.thermal import ThermalZone, TripPoint, read_thermal_zones
-from edgephi.profile.throttle import FrequencyPolicy, ThrottleFacts, read_frequencies, read_throttle
+from edgephi.profile.machine.disk import read_disk
+from edgephi.profile.machine.meminfo import SwapDevice, read_memory
+from edgephi.profile.machine.power import Battery, PowerFacts, PowerSource, read_power
+from edgephi.profile.machine.pressure import CgroupUse, Pressure, read_cgroup_use, read_memory_pressure
+from edgephi.profile.machine.probe import probe, probe_live
+from edgephi.profile.machine.thermal import ThermalZone, TripPoint, read_thermal_zones
+from edgephi.profile.machine.throttle import FrequencyPolicy, ThrottleFacts, read_frequencies, read_throttle
 
 PSI = "some avg10={} avg60=0.00 avg300=0.00 total=5\nfull avg10={} avg60=0.00 avg300=0.00 total=3\n"
 

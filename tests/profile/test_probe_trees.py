@@ -12,9 +12,9 @@ from tests.profile.trees.broken import BROKEN, PATHS
 from tests.profile.trees.build import Tree, plant
 from tests.profile.trees.containers import CONTAINERS
 
-from edgephi.profile.kernelfile import MAX_CPUS, MAX_MEMORY_BYTES
-from edgephi.profile.memory_limits import memory_budget
-from edgephi.profile.probe import DeviceFacts, LiveFacts, probe, probe_live
+from edgephi.profile.machine.kernelfile import MAX_CPUS, MAX_MEMORY_BYTES
+from edgephi.profile.machine.memory_limits import memory_budget
+from edgephi.profile.machine.probe import DeviceFacts, LiveFacts, probe, probe_live
 
 TREES = BOARDS + CONTAINERS + BROKEN
 

@@ -20,8 +20,8 @@ NAME = f"edgephi-test-{os.getpid()}"
 # Once the parent has set its limits it prints what it sees of them before and after using them.
 CHILD = """
 import json, sys, time
-from edgephi.profile.memory_limits import memory_budget
-from edgephi.profile.probe import probe, probe_live
+from edgephi.profile.machine.memory_limits import memory_budget
+from edgephi.profile.machine.probe import probe, probe_live
 print("ready", flush=True)
 sys.stdin.readline()
 facts, before = probe(), probe_live()

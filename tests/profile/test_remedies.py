@@ -8,8 +8,8 @@ import re
 from tests.profile.planning_cases import GB, device, phi3, stream_times
 
 from edgephi.profile.plan import KvDtype, Plan, Remedy
-from edgephi.profile.planner import LargerMemory, PlanRequest, make_plan
-from edgephi.profile.remedies import SPECULATION
+from edgephi.profile.planning.planner import LargerMemory, PlanRequest, make_plan
+from edgephi.profile.planning.remedies import SPECULATION
 
 Q4, Q3 = phi3("q4f16_1"), phi3("q3f16_g32")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.profile.planning_cases import phi3
 
 from edgephi.profile.calibration import Calibration, Conditions
-from edgephi.profile.estimates import times_from_calibration
 from edgephi.profile.plan import KvDtype
+from edgephi.profile.planning.estimates import times_from_calibration
 from edgephi.profile.speed import StepTimes
 
 Q4, Q3 = phi3("q4f16_1"), phi3("q3f16_g32")

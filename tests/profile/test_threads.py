@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgephi.profile.cores import CORE_NAMES, CoreCluster
-from edgephi.profile.threads import THREADED_BYTES, ThreadPlan, choose_threads
+from edgephi.profile.machine.cores import CORE_NAMES, CoreCluster
+from edgephi.profile.machine.threads import THREADED_BYTES, ThreadPlan, choose_threads
 
 PHI3_BYTES = 2_150_043_904
 

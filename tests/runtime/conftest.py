@@ -21,7 +21,7 @@ import pytest
 from edgephi.artifact.bundle import BundleOptions
 from edgephi.artifact.convert import convert_checkpoint
 from edgephi.engine.backend import ForwardBatch
-from edgephi.profile.isa import host_arch, host_features, supported_levels
+from edgephi.profile.machine.isa import host_arch, host_features, supported_levels
 from edgephi.runtime import LoadedModel, RuntimeOptions, load_model
 from edgephi.runtime.bundles import bundle_folder
 

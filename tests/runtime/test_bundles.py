@@ -26,7 +26,7 @@ from edgephi.artifact.bundle import (
     verify_bundle,
 )
 from edgephi.errors import BundleInvalid, CompileFailed, ConfigError, CpuUnsupported, UnsupportedModel
-from edgephi.profile.threads import ThreadPlan
+from edgephi.profile.machine.threads import ThreadPlan
 from edgephi.runtime import bundles, load_model
 from edgephi.runtime.bundles import bundle_folder, current_bundle, ensure_bundle, host_options
 

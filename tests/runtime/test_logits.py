@@ -17,7 +17,7 @@ from edgephi.artifact.synth_tokenizer import write_tokenizer
 from edgephi.engine.backend import F32Array, ForwardBatch, I32Array
 from edgephi.errors import PromptTooLong
 from edgephi.pocket.reference import Reference
-from edgephi.profile.isa import host_arch, host_features, supported_levels
+from edgephi.profile.machine.isa import host_arch, host_features, supported_levels
 from edgephi.runtime import LoadedModel
 
 Load = Callable[..., LoadedModel]

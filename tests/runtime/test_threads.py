@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from edgephi.profile.threads import ThreadPlan
+from edgephi.profile.machine.threads import ThreadPlan
 from edgephi.runtime.threads import apply_to_this_thread
 
 T = TypeVar("T")

@@ -27,8 +27,8 @@ from edgephi.engine.loop import EngineLoop
 from edgephi.engine.request import SamplingParams
 from edgephi.generation.generator import EventSink, Generator
 from edgephi.generation.request import GenerationRequest
+from edgephi.profile.machine.probe import DeviceFacts, LiveFacts, probe, probe_live
 from edgephi.profile.plan import Plan, PlanMemory
-from edgephi.profile.probe import DeviceFacts, LiveFacts, probe, probe_live
 from edgephi.profile.verification import ExpectedSpeed
 from edgephi.runtime.fake import FakeBackend
 from edgephi.server.app import Served, Server

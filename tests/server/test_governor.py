@@ -18,11 +18,11 @@ from edgephi.engine.limits import EngineLimits
 from edgephi.engine.loop import EngineLoop
 from edgephi.engine.request import EngineEvent, EngineRequest, Finished, FinishReason, RequestId, SamplingParams
 from edgephi.profile.governor import Governor, GovernorPolicy, Level, policy_for
+from edgephi.profile.machine.pressure import CgroupUse, Pressure
+from edgephi.profile.machine.probe import LiveFacts
+from edgephi.profile.machine.thermal import ThermalZone, TripPoint
+from edgephi.profile.machine.throttle import FrequencyPolicy, ThrottleFacts
 from edgephi.profile.plan import Plan
-from edgephi.profile.pressure import CgroupUse, Pressure
-from edgephi.profile.probe import LiveFacts
-from edgephi.profile.thermal import ThermalZone, TripPoint
-from edgephi.profile.throttle import FrequencyPolicy, ThrottleFacts
 from edgephi.runtime.fake import FakeBackend
 from edgephi.server.governor import GovernorTask, make_sample
 

@@ -21,8 +21,8 @@ from tests.server.watched import ALL_SENSORS, EXPECTED, NO_SENSORS, PLANNED
 
 from edgephi.engine.health import EngineHealth, EngineState
 from edgephi.errors import DeadlineTooShort, EngineFailed, Overloaded, RequestQuarantined
-from edgephi.profile.probe import LiveFacts
-from edgephi.profile.process import read_process_memory
+from edgephi.profile.machine.probe import LiveFacts
+from edgephi.profile.machine.process import read_process_memory
 from edgephi.server.metrics import SECONDS, Metrics, code_name
 from edgephi.server.sensors import Sensors
 from edgephi.server.server_rows import EngineReading

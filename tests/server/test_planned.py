@@ -12,8 +12,8 @@ import structlog
 
 from edgephi.engine.core import Engine, EngineConfig
 from edgephi.engine.request import EngineRequest, RequestId, SamplingParams
+from edgephi.profile.machine.probe import LiveFacts
 from edgephi.profile.plan import BindingLimit, PlanKind, PlanMemory, PredictedSpeed, Remedy
-from edgephi.profile.probe import LiveFacts
 from edgephi.profile.speed import StepTimes
 from edgephi.profile.verification import ExpectedSpeed, Verifier
 from edgephi.runtime.fake import FakeBackend

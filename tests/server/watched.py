@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from edgephi.profile.machine.power import Battery, PowerFacts, PowerSource
+from edgephi.profile.machine.pressure import CgroupUse, Pressure
+from edgephi.profile.machine.probe import LiveFacts
+from edgephi.profile.machine.thermal import ThermalZone, TripPoint
+from edgephi.profile.machine.throttle import FrequencyPolicy, ThrottleFacts
 from edgephi.profile.plan import PlanKind, PlanMemory, PredictedSpeed
-from edgephi.profile.power import Battery, PowerFacts, PowerSource
-from edgephi.profile.pressure import CgroupUse, Pressure
-from edgephi.profile.probe import LiveFacts
 from edgephi.profile.speed import StepTimes
-from edgephi.profile.thermal import ThermalZone, TripPoint
-from edgephi.profile.throttle import FrequencyPolicy, ThrottleFacts
 from edgephi.profile.verification import ExpectedSpeed
 
 MIB = 1 << 20

@@ -27,8 +27,8 @@ from edgephi.engine.loop import EngineLoop
 from edgephi.engine.request import FinishReason, RequestId, SamplingParams
 from edgephi.generation.generator import Generator
 from edgephi.pocket import model_dir
+from edgephi.profile.machine.probe import DeviceFacts, probe
 from edgephi.profile.plan import Plan, PlanMemory
-from edgephi.profile.probe import DeviceFacts, probe
 from edgephi.runtime.fake import FakeBackend
 from edgephi.server.app import Served, Server
 from edgephi.server.model_info import ModelInfo

@@ -50,7 +50,7 @@ from edgephi.compiler.link import link_library, linker_command
 from edgephi.compiler.phi3 import GraphOptions, Parameter, build_module, check_shapes, inverse_frequency, parameters
 from edgephi.compiler.targets import CompileTarget, KernelShape, compile_target
 from edgephi.errors import ConfigError, ModelInvalid, UnsupportedModel
-from edgephi.profile.isa import ISA_LEVELS, host_arch
+from edgephi.profile.machine.isa import ISA_LEVELS, host_arch
 
 _MAX_RENAMES = 100  # ends only if as many processes keep putting bundles in the same place
 

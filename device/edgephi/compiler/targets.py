@@ -1,7 +1,7 @@
 """
 How each instruction-set level is compiled: TVM's target and the shape of the matrix kernels.
 
-Owns nothing about which level a CPU can run; that is ``edgephi.profile.isa``.
+Owns nothing about which level a CPU can run; that is ``edgephi.profile.machine.isa``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CompileTarget:
     One level as the compiler sees it.
 
     Attributes:
-        level: Name in ``edgephi.profile.isa.ISA_LEVELS``.
+        level: Name in ``edgephi.profile.machine.isa.ISA_LEVELS``.
         triple: LLVM's target triple.
         cpu: LLVM's CPU name; only its instruction set matters.
         attributes: LLVM features added to the CPU's.

@@ -26,8 +26,8 @@ from pathlib import Path
 import msgspec
 
 from edgephi.errors import ConfigError
+from edgephi.profile.machine.probe import DeviceFacts
 from edgephi.profile.plan import KvDtype
-from edgephi.profile.probe import DeviceFacts
 from edgephi.profile.speed import StepTimes
 
 FORMAT_VERSION = 1

@@ -1,7 +1,7 @@
 """
 The plan a server follows on a device: how much it takes on at once and what it expects to reach.
 
-Owns the shape of a plan and its JSON. edgephi.profile.planner makes one; where it was not asked, a plan is the
+Owns the shape of a plan and its JSON. edgephi.profile.planning.planner makes one; where it was not asked, a plan is the
 operator's flags and the defaults, and everything that would be a prediction is None.
 """
 

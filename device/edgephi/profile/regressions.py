@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgephi.profile.board import Board
+from edgephi.profile.boards.board import Board
 from edgephi.profile.calibration import Calibration
-from edgephi.profile.probe import DeviceFacts
+from edgephi.profile.machine.probe import DeviceFacts
 
 # Runs on a quiet machine differ by a few percent.
 SLOWER_THAN_EARLIER = 0.85

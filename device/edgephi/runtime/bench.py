@@ -28,7 +28,7 @@ from edgephi.engine.request import (
     TokenSampled,
 )
 from edgephi.errors import ConfigError, EngineFailed
-from edgephi.profile.kernelfile import parse_fields, parse_kib, read_text
+from edgephi.profile.machine.kernelfile import parse_fields, parse_kib, read_text
 from edgephi.runtime.bundles import current_bundle, ensure_bundle
 from edgephi.runtime.model import RuntimeOptions, kv_bytes_per_token, load_model
 

@@ -31,7 +31,7 @@ from edgephi.errors import (
     ModelNotFound,
     UnsupportedModel,
 )
-from edgephi.profile.isa import best_level, host_arch, host_features
+from edgephi.profile.machine.isa import best_level, host_arch, host_features
 
 # What `python -m edgephi.compiler` may answer, by the name it answers with.
 _COMPILER_ERRORS: Mapping[str, Callable[[str], EdgephiError]] = MappingProxyType(

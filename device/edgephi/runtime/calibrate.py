@@ -28,9 +28,9 @@ from edgephi.profile.calibration import (
     device_key,
 )
 from edgephi.profile.fit import fit_step_times
-from edgephi.profile.kernelfile import read_text
+from edgephi.profile.machine.kernelfile import read_text
+from edgephi.profile.machine.probe import probe
 from edgephi.profile.plan import KvDtype
-from edgephi.profile.probe import probe
 from edgephi.runtime.bundles import ensure_bundle
 from edgephi.runtime.model import LoadedModel, RuntimeOptions, kv_bytes_per_token, load_model
 from edgephi.runtime.step_timing import Clock, Timings, time_steps

@@ -16,10 +16,10 @@ from edgephi.artifact.config import ModelConfig, load_config
 from edgephi.artifact.manifest import Progress
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch
 from edgephi.errors import ConfigError, FieldViolation, InsufficientMemory, InvalidRequest, PromptTooLong
-from edgephi.profile.cgroup import read_available_memory, read_limits
-from edgephi.profile.cores import read_clusters
-from edgephi.profile.probe import read_memory
-from edgephi.profile.threads import ThreadPlan, choose_threads
+from edgephi.profile.machine.cgroup import read_available_memory, read_limits
+from edgephi.profile.machine.cores import read_clusters
+from edgephi.profile.machine.probe import read_memory
+from edgephi.profile.machine.threads import ThreadPlan, choose_threads
 from edgephi.runtime.bundles import ensure_bundle, host_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RuntimeOptions:
         kv_tokens: Tokens of keys and values kept for all streams together; when None, four contexts but at most
             4096 tokens, and at least one context.
         threads: Threads that compute, at most the cores this process may use. When None, chosen for the model and the
-            machine by :func:`edgephi.profile.threads.choose_threads`.
+            machine by :func:`edgephi.profile.machine.threads.choose_threads`.
     """
 
     level: str | None = None

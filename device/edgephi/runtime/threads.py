@@ -1,5 +1,5 @@
 """
-What is asked of the system for the threads that compute, once edgephi.profile.threads has chosen them.
+What is asked of the system for the threads that compute, once edgephi.profile.machine.threads has chosen them.
 
 Owns the two requests that carry a choice out for the calling thread. Knows no TVM: its pool's workers are started by
 the thread that computes and inherit what was set there.
@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgephi.profile.threads import ThreadPlan
+from edgephi.profile.machine.threads import ThreadPlan
 
 # Long enough to stay on a core for a small kernel, short enough that waiting for a turn costs little of a step.
 TIME_SLICE_NS = 100_000

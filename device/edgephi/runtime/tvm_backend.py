@@ -31,8 +31,8 @@ from edgephi.artifact.bundle import (
 )
 from edgephi.engine.backend import BackendSpec, F32Array, ForwardBatch, I32Array
 from edgephi.errors import BundleInvalid, CpuUnsupported, EngineFailed, InsufficientMemory
-from edgephi.profile.isa import host_arch, host_features
-from edgephi.profile.threads import ThreadPlan
+from edgephi.profile.machine.isa import host_arch, host_features
+from edgephi.profile.machine.threads import ThreadPlan
 from edgephi.runtime.threads import apply_to_this_thread
 from edgephi.runtime.tvm_runtime import VirtualMachine, tvm, tvm_ffi
 
@@ -299,7 +299,7 @@ def _padded_rows(rows: I32Array, most: int) -> I32Array:
     Return *rows* repeated up to a power of two, at most *most*.
 
     TVM keeps a buffer of logits for each number of rows that ever occurred, and never gives it back; guessed tokens
-    would make it keep tens of sizes (edgephi.profile.memory counts on powers of two).
+    would make it keep tens of sizes (edgephi.profile.planning.memory counts on powers of two).
     """
     if len(rows) < 2:
         return rows

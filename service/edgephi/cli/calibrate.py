@@ -86,7 +86,7 @@ def _judge_and_save(measured: Calibration) -> tuple[Calibration, Path | None, li
     from edgephi.cli.devices import open_catalogue
     from edgephi.errors import ConfigError
     from edgephi.profile.calibration import find_baseline, save_calibration
-    from edgephi.profile.probe import probe
+    from edgephi.profile.machine.probe import probe
     from edgephi.profile.regressions import compare_with_board, compare_with_earlier
     from edgephi.runtime.calibrate import calibration_dir
 

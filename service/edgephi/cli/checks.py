@@ -19,7 +19,7 @@ from edgephi.cli.output import format_bytes
 from edgephi.errors import EdgephiError
 
 if TYPE_CHECKING:
-    from edgephi.profile.probe import DeviceFacts, LiveFacts
+    from edgephi.profile.machine.probe import DeviceFacts, LiveFacts
 
 # Phi-3-mini in 4 bits: 2.2 GB of weights, pages for a few thousand tokens, the process itself.
 PHI3_MINI_MEMORY_BYTES = 3_000_000_000
@@ -57,7 +57,7 @@ class Check:
 
 def run_checks() -> Iterator[Check]:
     """Look at everything, quick things first."""
-    from edgephi.profile.probe import probe, probe_live
+    from edgephi.profile.machine.probe import probe, probe_live
 
     facts, live = probe(), probe_live()
     yield check_cpu(facts)
@@ -81,7 +81,7 @@ def run_checks() -> Iterator[Check]:
 
 def check_cpu(facts: DeviceFacts) -> Check:
     """Is there an instruction-set level for this CPU, and is it a good one?"""
-    from edgephi.profile.isa import best_level
+    from edgephi.profile.machine.isa import best_level
 
     cpu = facts.cpu
     name = " ".join(part for part in (cpu.model, cpu.arch) if part)
@@ -118,7 +118,7 @@ def check_cores(facts: DeviceFacts) -> Check:
 
 def check_threads(facts: DeviceFacts) -> Check:
     """Which cores would compute Phi-3-mini, and why those?"""
-    from edgephi.profile.threads import choose_threads
+    from edgephi.profile.machine.threads import choose_threads
 
     clusters, limits = facts.cpu.clusters, facts.limits
     allowed = limits.allowed_cpus or tuple(cpu for cluster in clusters for cpu in cluster.cpus)
@@ -173,7 +173,7 @@ def check_heat(live: LiveFacts) -> Check:
 
 def check_power(live: LiveFacts) -> Check:
     """Does it get enough power, and for how long?"""
-    from edgephi.profile.power import PowerSource
+    from edgephi.profile.machine.power import PowerSource
 
     if live.throttle.is_under_voltage:
         remedy = "use the board's own power supply and a short cable; until then the cores are held back"

@@ -193,7 +193,7 @@ class LocalService:
 
     def served(self) -> Served:
         """Return what a server needs to know; it must stop before this service is closed."""
-        from edgephi.profile.probe import probe
+        from edgephi.profile.machine.probe import probe
         from edgephi.server.app import Served
 
         return Served(

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from edgephi.errors import ConfigError
-from edgephi.profile.yamlfields import read_fields
+from edgephi.profile.boards.yamlfields import read_fields
 
 SYSTEM_FILE = Path("/etc/edgephi/edgephi.yaml")
 SERVE_PREFIX = "EDGEPHI_SERVE_"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgephi.cli.planning import Planned
-from edgephi.profile.estimates import TimesRange
-from edgephi.profile.memory import plan_memory
+from edgephi.profile.planning.estimates import TimesRange
+from edgephi.profile.planning.memory import plan_memory
 from edgephi.profile.speed import StepTimes
 
 # Parts that the longest context is cut into.

@@ -16,8 +16,8 @@ from edgephi.cli.options import json_option
 from edgephi.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from edgephi.profile.board import Board, BoardCluster, Figure
-    from edgephi.profile.catalogue import Catalogue
+    from edgephi.profile.boards.board import Board, BoardCluster, Figure
+    from edgephi.profile.boards.catalogue import Catalogue
 
 DEVICE_FILES_ENV = "EDGEPHI_DEVICE_FILES"
 """Files of boards that every command reads, separated as in PATH."""
@@ -41,7 +41,7 @@ def open_catalogue(device_files: Sequence[Path] = ()) -> Catalogue:
     Raises:
         ConfigError: If a file is wrong, with its name, the line and the field.
     """
-    from edgephi.profile.catalogue import load_catalogue
+    from edgephi.profile.boards.catalogue import load_catalogue
 
     named = [Path(name).expanduser() for name in os.environ.get(DEVICE_FILES_ENV, "").split(os.pathsep) if name]
     files = [path.resolve() for path in (*sorted(devices_folder().glob("*.yaml")), *named, *device_files)]
@@ -72,7 +72,7 @@ def devices(*, name: str | None, device_file: tuple[Path, ...], as_json: bool) -
       edgephi devices raspberry-pi-5-8gb
       edgephi devices --device-file my-board.yaml --json
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
-    from edgephi.profile.probe import probe
+    from edgephi.profile.machine.probe import probe
 
     catalogue = open_catalogue(device_file)
     here = catalogue.match(probe())

@@ -150,7 +150,7 @@ def start_engine_process(setup: EngineSetup) -> RemoteLoop:
 
 def _tvm_engine(setup: EngineSetup, config: EngineConfig, progress: Progress | None) -> LoadedEngine:
     from edgephi.engine.core import Engine
-    from edgephi.profile.isa import host_arch, host_features, supported_levels
+    from edgephi.profile.machine.isa import host_arch, host_features, supported_levels
     from edgephi.runtime.model import RuntimeOptions, load_model
 
     if setup.level is not None:

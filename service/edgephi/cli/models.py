@@ -207,7 +207,7 @@ def compile_command(
       edgephi model compile phi3-mini-4k
       edgephi model compile phi3-mini-4k --target armv8.2-dotprod
     """  # noqa: D301 - the backspace is click's mark for lines to leave alone
-    from edgephi.profile.isa import ISA_LEVELS, host_arch
+    from edgephi.profile.machine.isa import ISA_LEVELS, host_arch
     from edgephi.runtime.bundles import bundle_folder, current_bundle, ensure_bundle, host_options
 
     if target is not None and target not in ISA_LEVELS:
@@ -317,7 +317,7 @@ def _bundles(path: Path) -> list[Bundle]:
 def _bundle_folders(path: Path) -> list[Path]:
     """Return the folders of a model's bundles, beside it or in the cache."""
     from edgephi.artifact.bundle import BUNDLE_JSON, BundleOptions
-    from edgephi.profile.isa import ISA_LEVELS
+    from edgephi.profile.machine.isa import ISA_LEVELS
     from edgephi.runtime.bundles import bundle_folder
 
     parents = {bundle_folder(path, BundleOptions(level=level)).parent for level in ISA_LEVELS} | {path / "build"}

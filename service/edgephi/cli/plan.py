@@ -19,7 +19,7 @@ from edgephi.cli.planned_model import PHI3_MINI
 from edgephi.cli.planning import PlanningOptions, plan_for
 from edgephi.cli.planning_basis import THIS_MACHINE
 from edgephi.profile.plan import KvDtype
-from edgephi.profile.planner import Prefer
+from edgephi.profile.planning.planner import Prefer
 
 MAX_WIDTH = 100
 
@@ -116,7 +116,7 @@ def plan(
     from edgephi.cli.curve import curve_of
     from edgephi.cli.plan_table import plan_lines
     from edgephi.cli.plot import check_plot_file, glyphs_for, write_plot
-    from edgephi.profile.memory_limits import parse_bytes
+    from edgephi.profile.machine.memory_limits import parse_bytes
 
     if plot is not None:
         check_plot_file(plot)

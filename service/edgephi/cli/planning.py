@@ -12,10 +12,10 @@ from pathlib import Path
 from edgephi.cli.planned_model import PHI3_MINI, PlannedModel, find_model_facts
 from edgephi.cli.planning_basis import THIS_MACHINE, Basis, find_basis
 from edgephi.errors import ConfigError
-from edgephi.profile.memory import MAX_DRAFT_TOKENS
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import KvDtype, Plan
-from edgephi.profile.planner import PlanRequest, Prefer, make_plan
+from edgephi.profile.planning.memory import MAX_DRAFT_TOKENS
+from edgephi.profile.planning.planner import PlanRequest, Prefer, make_plan
 
 MAX_FLOOR_TOKENS_PER_S = 10_000.0
 

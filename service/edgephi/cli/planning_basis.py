@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 from edgephi.cli.planned_model import PlannedModel
 from edgephi.errors import ConfigError
 from edgephi.profile.plan import KvDtype, PlanKind
-from edgephi.profile.planner import PlanDevice
+from edgephi.profile.planning.planner import PlanDevice
 
 if TYPE_CHECKING:
-    from edgephi.profile.board import Board
+    from edgephi.profile.boards.board import Board
+    from edgephi.profile.boards.catalogue import Catalogue
     from edgephi.profile.calibration import Calibration
-    from edgephi.profile.catalogue import Catalogue
-    from edgephi.profile.estimates import StepTimesFor, TimesRangeFor
+    from edgephi.profile.machine.probe import DeviceFacts
     from edgephi.profile.model_facts import ModelFacts
-    from edgephi.profile.probe import DeviceFacts
+    from edgephi.profile.planning.estimates import StepTimesFor, TimesRangeFor
 
 THIS_MACHINE = "auto"
 """Name of the device that the command runs on."""
@@ -100,9 +100,9 @@ def find_basis(
 def _known_board(
     board: Board, model: ModelFacts, catalogue: Catalogue, *, memory_bytes: int | None, threads: int | None
 ) -> Basis:
-    from edgephi.profile.board import Evidence
-    from edgephi.profile.estimates import range_from_board, times_from_board
-    from edgephi.profile.plan_device import device_from_board
+    from edgephi.profile.boards.board import Evidence
+    from edgephi.profile.planning.estimates import range_from_board, times_from_board
+    from edgephi.profile.planning.plan_device import device_from_board
 
     device = device_from_board(board, model.weights_bytes, family=catalogue.boards)
     if threads is not None:
@@ -133,11 +133,11 @@ def _known_board(
 def _this_machine(
     model: PlannedModel, catalogue: Catalogue, *, memory_bytes: int | None, threads: int | None, kv_dtype: KvDtype
 ) -> Basis:
-    from edgephi.profile.estimates import range_from_board, times_from_board, times_from_calibration
-    from edgephi.profile.memory_limits import memory_budget
-    from edgephi.profile.plan_device import device_from_board
-    from edgephi.profile.probe import probe
-    from edgephi.profile.threads import choose_threads
+    from edgephi.profile.machine.memory_limits import memory_budget
+    from edgephi.profile.machine.probe import probe
+    from edgephi.profile.machine.threads import choose_threads
+    from edgephi.profile.planning.estimates import range_from_board, times_from_board, times_from_calibration
+    from edgephi.profile.planning.plan_device import device_from_board
 
     facts = probe()
     budget = memory_budget(facts, declared_bytes=memory_bytes)
@@ -242,7 +242,7 @@ def _generic_board(catalogue: Catalogue, facts: DeviceFacts, num_cores: int) -> 
 
 def _idle_budget(facts: DeviceFacts) -> int | None:
     """Return what a server could use if no other program ran: all RAM but the reserve, within hard limits."""
-    from edgephi.profile.memory_limits import default_reserve_bytes
+    from edgephi.profile.machine.memory_limits import default_reserve_bytes
 
     total = facts.memory.total_bytes
     if total is None:

@@ -21,9 +21,9 @@ from edgephi.cli.sd_notify import Notifier
 from edgephi.cli.serving import LOADING_S, end_on_signals_while_loading, run_server
 from edgephi.engine.admission import AdmissionConfig
 from edgephi.errors import ConfigError
-from edgephi.profile.memory_limits import parse_bytes
+from edgephi.profile.machine.memory_limits import parse_bytes
 from edgephi.profile.plan import KvDtype
-from edgephi.profile.plan_request import Prefer
+from edgephi.profile.planning.plan_request import Prefer
 
 _UNPLANNED_RUNNING = 4
 _PLANNING_OPTIONS = ("floor", "accept_slower", "memory", "context", "prefer")

@@ -25,8 +25,8 @@ from edgephi.engine.health import EngineHealth
 from edgephi.errors import ConfigError
 from edgephi.generation.generator import Generator
 from edgephi.profile.governor import Governor, policy_for
+from edgephi.profile.machine.probe import DeviceFacts, LiveFacts, probe_live
 from edgephi.profile.plan import Plan, PlanKind
-from edgephi.profile.probe import DeviceFacts, LiveFacts, probe_live
 from edgephi.profile.verification import ExpectedSpeed, Verifier
 from edgephi.server.auth import AuthInterceptor
 from edgephi.server.channel_options import channel_options, max_connections

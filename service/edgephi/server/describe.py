@@ -12,8 +12,8 @@ from types import MappingProxyType
 
 from edgephi.engine.request import SamplingParams
 from edgephi.engine.stats import EngineStats
+from edgephi.profile.machine.probe import DeviceFacts, LiveFacts
 from edgephi.profile.plan import BindingLimit, KvDtype, Plan, PlanKind, PredictedSpeed
-from edgephi.profile.probe import DeviceFacts, LiveFacts
 from edgephi.profile.verification import Finding
 from edgephi.server.governor import GovernorState
 from edgephi.server.lifecycle import ServerState

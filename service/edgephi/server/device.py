@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable
 
 from edgephi.engine.stats import EngineStats
 from edgephi.errors import Draining, InvalidRequest
+from edgephi.profile.machine.probe import DeviceFacts, LiveFacts
 from edgephi.profile.plan import Plan
-from edgephi.profile.probe import DeviceFacts, LiveFacts
 from edgephi.server import describe
 from edgephi.server.calls import Context
 from edgephi.server.governor import GovernorTask

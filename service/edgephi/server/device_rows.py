@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from edgephi.profile.power import PowerSource
-from edgephi.profile.probe import LiveFacts
-from edgephi.profile.thermal import ThermalZone
-from edgephi.profile.throttle import FrequencyPolicy
+from edgephi.profile.machine.power import PowerSource
+from edgephi.profile.machine.probe import LiveFacts
+from edgephi.profile.machine.thermal import ThermalZone
+from edgephi.profile.machine.throttle import FrequencyPolicy
 from edgephi.server.metric_table import Row, Values
 
 

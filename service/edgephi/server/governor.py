@@ -20,7 +20,7 @@ from edgephi.engine.limits import EngineLimits
 from edgephi.engine.stats import EngineStats
 from edgephi.profile.governor import Change, FloorMissed, Governor, Level, Sample
 from edgephi.profile.ladders import ServingLimits
-from edgephi.profile.probe import LiveFacts, probe_live
+from edgephi.profile.machine.probe import LiveFacts, probe_live
 
 INTERVAL_S = 1.0
 NUM_EVENTS = 32

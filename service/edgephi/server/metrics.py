@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 
 from edgephi.engine.request import FinishReason, Timings, Usage
 from edgephi.errors import DeadlineTooShort, Overloaded, RequestQuarantined
+from edgephi.profile.machine.probe import LiveFacts
 from edgephi.profile.plan import Plan
-from edgephi.profile.probe import LiveFacts
 from edgephi.server.calls import Method
 from edgephi.server.device_rows import DEVICE_ROWS
 from edgephi.server.metric_table import PREFIX, Family, Reading, Row, TableCollector

@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry
 
 from edgephi.engine.health import EngineHealth
 from edgephi.engine.stats import EngineStats
+from edgephi.profile.machine.probe import LiveFacts
+from edgephi.profile.machine.process import ProcessMemory, read_process_memory
 from edgephi.profile.plan import Plan
-from edgephi.profile.probe import LiveFacts
-from edgephi.profile.process import ProcessMemory, read_process_memory
 from edgephi.server.governor import GovernorTask
 from edgephi.server.lifecycle import Lifecycle, ServerState
 from edgephi.server.metrics import Metrics

@@ -1,7 +1,7 @@
 """
 One reading of the machine's sensors for all who want one, at most once a second.
 
-Owns the age of a reading. What is read is edgephi.profile.probe's.
+Owns the age of a reading. What is read is edgephi.profile.machine.probe's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgephi.profile.probe import LiveFacts
+from edgephi.profile.machine.probe import LiveFacts
 
 MIN_INTERVAL_S = 1.0
 WAIT_S = 2.0

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from edgephi.engine.health import EngineHealth, EngineState
 from edgephi.engine.stats import EngineStats
+from edgephi.profile.machine.process import ProcessMemory
 from edgephi.profile.plan import Plan, PredictedSpeed
-from edgephi.profile.process import ProcessMemory
 from edgephi.profile.verification import Finding
 from edgephi.server.governor import GovernorState
 from edgephi.server.metric_table import Row

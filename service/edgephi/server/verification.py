@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from edgephi.engine.stats import EngineStats
-from edgephi.profile.probe import LiveFacts
+from edgephi.profile.machine.probe import LiveFacts
 from edgephi.profile.verification import Finding, Reading, Verifier, is_miss
 
 INTERVAL_S = 1.0

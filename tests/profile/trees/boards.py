@@ -39,9 +39,9 @@ from tests.profile.trees.build import (
     zone,
 )
 
-from edgephi.profile.host import HostKind
-from edgephi.profile.memory_limits import BoundKind
-from edgephi.profile.power import PowerSource
+from edgephi.profile.machine.host import HostKind
+from edgephi.profile.machine.memory_limits import BoundKind
+from edgephi.profile.machine.power import PowerSource
 
 MACHINE = BoundKind.MACHINE
 PI5 = arm((4, A76, 2400)) | board("Raspberry Pi 5 Model B Rev 1.0", "raspberrypi,5-model-b", "brcm,bcm2712")

@@ -23,8 +23,8 @@ from tests.profile.trees.build import (
     zone,
 )
 
-from edgephi.profile.memory_limits import BoundKind
-from edgephi.profile.power import PowerSource
+from edgephi.profile.machine.memory_limits import BoundKind
+from edgephi.profile.machine.power import PowerSource
 
 PATHS = (
     "proc/cpuinfo",

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.host import HostKind
-from edgephi.profile.memory_limits import BoundKind
-from edgephi.profile.power import PowerSource
+from edgephi.profile.machine.host import HostKind
+from edgephi.profile.machine.memory_limits import BoundKind
+from edgephi.profile.machine.power import PowerSource
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -22,8 +22,8 @@ from tests.profile.trees.build import (
     v2,
 )
 
-from edgephi.profile.host import HostKind
-from edgephi.profile.memory_limits import BoundKind
+from edgephi.profile.machine.host import HostKind
+from edgephi.profile.machine.memory_limits import BoundKind
 
 # A Raspberry Pi 5 with 8 GB, of which 7000 MiB are free and 504 are left to the system.
 HOST = arm((4, A76, 2400)) | ram(8064, 7000) | process("0-3")

@@ -1,19 +1,19 @@
 """
 What one model can do on a device: which contexts fit and are fast enough, and the plan made of one of them.
 
-Owns the arithmetic of a single choice; edgephi.profile.solver chooses among several. Pure.
+Owns the arithmetic of a single choice; edgephi.profile.planning.solver chooses among several. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgephi.profile.estimates import StepTimesFor
-from edgephi.profile.memory import num_pages, plan_memory
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import PROMPT_TOKENS, BindingLimit, KvDtype, Plan, PlanKind, PlanMemory, PredictedSpeed
-from edgephi.profile.plan_device import PlanDevice
-from edgephi.profile.plan_request import MAX_BATCH, MIN_CONTEXT, SPEED_CONTEXT, PlanRequest, Prefer
+from edgephi.profile.planning.estimates import StepTimesFor
+from edgephi.profile.planning.memory import num_pages, plan_memory
+from edgephi.profile.planning.plan_device import PlanDevice
+from edgephi.profile.planning.plan_request import MAX_BATCH, MIN_CONTEXT, SPEED_CONTEXT, PlanRequest, Prefer
 from edgephi.profile.speed import StepTimes
 
 # Prompt chunks are tried in steps of the least one.

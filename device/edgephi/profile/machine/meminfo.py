@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgephi.profile.kernelfile import parse_fields, parse_int, parse_kib, read_text, sane_bytes
+from edgephi.profile.machine.kernelfile import parse_fields, parse_int, parse_kib, read_text, sane_bytes
 
 
 @dataclass(frozen=True, slots=True)

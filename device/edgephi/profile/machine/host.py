@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from edgephi.profile.kernelfile import is_there, parse_fields, parse_int, read_name, read_text
+from edgephi.profile.machine.kernelfile import is_there, parse_fields, parse_int, read_name, read_text
 
 
 class HostKind(enum.Enum):

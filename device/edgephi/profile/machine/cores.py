@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgephi.profile.kernelfile import MAX_CPUS, parse_cpu_list, parse_hex, parse_int, read_int, read_name, read_text
+from edgephi.profile.machine.kernelfile import (
+    MAX_CPUS,
+    parse_cpu_list,
+    parse_hex,
+    parse_int,
+    read_int,
+    read_name,
+    read_text,
+)
 
 # (CPU implementer, CPU part) of /proc/cpuinfo. Source: Arm's MIDR_EL1 values in each core's reference manual.
 CORE_NAMES: Mapping[tuple[int, int], str] = MappingProxyType(

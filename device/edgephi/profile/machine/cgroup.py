@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgephi.profile.kernelfile import MAX_CPUS, MAX_MEMORY_BYTES, parse_int, read_counts, read_int, read_text
+from edgephi.profile.machine.kernelfile import MAX_CPUS, MAX_MEMORY_BYTES, parse_int, read_counts, read_int, read_text
 
 MAX_PATH = 4096
 

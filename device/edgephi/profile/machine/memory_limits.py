@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from edgephi.errors import ConfigError
-from edgephi.profile.kernelfile import MAX_MEMORY_BYTES
-from edgephi.profile.probe import DeviceFacts
+from edgephi.profile.machine.kernelfile import MAX_MEMORY_BYTES
+from edgephi.profile.machine.probe import DeviceFacts
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgephi.profile import isa
-from edgephi.profile.cgroup import read_available_memory, read_limits
-from edgephi.profile.cores import CoreCluster, read_clusters
-from edgephi.profile.disk import DiskFacts, read_disk
-from edgephi.profile.host import HostKind, read_host_kind
-from edgephi.profile.kernelfile import (
+from edgephi.profile.machine import isa
+from edgephi.profile.machine.cgroup import read_available_memory, read_limits
+from edgephi.profile.machine.cores import CoreCluster, read_clusters
+from edgephi.profile.machine.disk import DiskFacts, read_disk
+from edgephi.profile.machine.host import HostKind, read_host_kind
+from edgephi.profile.machine.kernelfile import (
     is_name,
     parse_cpu_list,
     parse_fields,
@@ -26,11 +26,11 @@ from edgephi.profile.kernelfile import (
     read_text,
     sane_bytes,
 )
-from edgephi.profile.meminfo import MemoryFacts, read_memory
-from edgephi.profile.power import PowerFacts, read_power
-from edgephi.profile.pressure import CgroupUse, Pressure, read_cgroup_use, read_memory_pressure
-from edgephi.profile.thermal import ThermalZone, read_thermal_zones
-from edgephi.profile.throttle import FrequencyPolicy, ThrottleFacts, read_frequencies, read_throttle
+from edgephi.profile.machine.meminfo import MemoryFacts, read_memory
+from edgephi.profile.machine.power import PowerFacts, read_power
+from edgephi.profile.machine.pressure import CgroupUse, Pressure, read_cgroup_use, read_memory_pressure
+from edgephi.profile.machine.thermal import ThermalZone, read_thermal_zones
+from edgephi.profile.machine.throttle import FrequencyPolicy, ThrottleFacts, read_frequencies, read_throttle
 
 __all__ = [
     "CpuFacts",
@@ -63,7 +63,7 @@ class CpuFacts:
         model: Marketing name, or the design of the fastest cores, or None.
         arch: ``aarch64``, ``x86_64`` or the kernel's name for others.
         features: Flags that all cores have, as the kernel spells them.
-        isa_level: Best level of ``edgephi.profile.isa`` they can run, or None.
+        isa_level: Best level of ``edgephi.profile.machine.isa`` they can run, or None.
         clusters: Online cores grouped by kind, fastest first.
     """
 

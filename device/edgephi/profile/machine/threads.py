@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgephi.profile.cores import CoreCluster
+from edgephi.profile.machine.cores import CoreCluster
 
 # A model below this computes on one thread: its parallel regions take microseconds, less than handing them out.
 THREADED_BYTES = 64 << 20

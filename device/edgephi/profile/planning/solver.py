@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgephi.profile.estimates import StepTimesFor
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import BindingLimit, Plan, PlanMemory
-from edgephi.profile.plan_device import PlanDevice
-from edgephi.profile.plan_option import Option
-from edgephi.profile.plan_request import SPEED_CONTEXT, PlanRequest, Prefer
+from edgephi.profile.planning.estimates import StepTimesFor
+from edgephi.profile.planning.plan_device import PlanDevice
+from edgephi.profile.planning.plan_option import Option
+from edgephi.profile.planning.plan_request import SPEED_CONTEXT, PlanRequest, Prefer
 
 # Best answers first; what is not listed comes after (docs/decisions/0010).
 _QUALITY = ("q4f16_1", "q4f32_1", "q3f16_g32")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import BindingLimit, KvDtype, Plan, Remedy
-from edgephi.profile.solver import Problem, solve
+from edgephi.profile.planning.solver import Problem, solve
 from edgephi.profile.speed import StepTimes
 
 _ANY_MEMORY = 1 << 60

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgephi.errors import ConfigError
-from edgephi.profile.board import Board, BoardCluster, Evidence, Figure, PublishedSpeed, ThermalEnvelope
-from edgephi.profile.boardfile import read_boards
-from edgephi.profile.probe import DeviceFacts
+from edgephi.profile.boards.board import Board, BoardCluster, Evidence, Figure, PublishedSpeed, ThermalEnvelope
+from edgephi.profile.boards.boardfile import read_boards
+from edgephi.profile.machine.probe import DeviceFacts
 
 __all__ = [
     "Board",
@@ -125,7 +125,7 @@ def load_catalogue(user_files: Sequence[Path] = ()) -> Catalogue:
 
 def shipped_files() -> tuple[Path, ...]:
     """Return the files of boards that are part of edgephi, by name, those of no board in particular last."""
-    found = Path(__file__).with_name("boards").glob("*.yaml")
+    found = Path(__file__).parent.glob("*.yaml")
     return tuple(sorted(found, key=lambda path: (path.stem.startswith("generic"), path.stem)))
 
 

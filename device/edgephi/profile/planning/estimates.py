@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from edgephi.profile.board import Board, BoardCluster
+from edgephi.profile.boards.board import Board, BoardCluster
 from edgephi.profile.calibration import Calibration
-from edgephi.profile.kernel_rates import kernel_rate
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import KvDtype
+from edgephi.profile.planning.kernel_rates import kernel_rate
 from edgephi.profile.speed import StepTimes
 
 StepTimesFor = Callable[[ModelFacts, KvDtype], StepTimes]

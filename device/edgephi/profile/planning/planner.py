@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgephi.profile.estimates import StepTimesFor, TimesRangeFor
 from edgephi.profile.model_facts import ModelFacts
 from edgephi.profile.plan import Plan, SpeedRange
-from edgephi.profile.plan_device import LargerMemory, PlanDevice, device_from_board
-from edgephi.profile.plan_request import MAX_BATCH, MIN_CONTEXT, SPEED_CONTEXT, PlanRequest, Prefer
-from edgephi.profile.remedies import find_remedies
-from edgephi.profile.solver import Problem, solve
+from edgephi.profile.planning.estimates import StepTimesFor, TimesRangeFor
+from edgephi.profile.planning.plan_device import LargerMemory, PlanDevice, device_from_board
+from edgephi.profile.planning.plan_request import MAX_BATCH, MIN_CONTEXT, SPEED_CONTEXT, PlanRequest, Prefer
+from edgephi.profile.planning.remedies import find_remedies
+from edgephi.profile.planning.solver import Problem, solve
 
 __all__ = [
     "MAX_BATCH",

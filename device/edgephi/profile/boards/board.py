@@ -35,7 +35,7 @@ class BoardCluster:
     Cores of one kind.
 
     Attributes:
-        core: Design, as ``edgephi.profile.cores`` names it, or None.
+        core: Design, as ``edgephi.profile.machine.cores`` names it, or None.
         count: How many; the source of ``max_mhz`` is its source too.
         max_mhz: Highest frequency.
     """
@@ -90,7 +90,7 @@ class Board:
         name: What a person types, such as ``raspberry-pi-5-8gb``.
         title: Name for reading.
         family: What the sizes of one device share, such as ``raspberry-pi-5``.
-        isa_level: Best level of ``edgephi.profile.isa`` it runs.
+        isa_level: Best level of ``edgephi.profile.machine.isa`` it runs.
         clusters: Cores by kind, fastest first.
         memory_bytes: Memory as it is sold.
         os_reserve_bytes: Part of it that a process of ours never gets: firmware, system, other programs, or what lies

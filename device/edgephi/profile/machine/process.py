@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.kernelfile import parse_fields, parse_kib, read_text
+from edgephi.profile.machine.kernelfile import parse_fields, parse_kib, read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgephi.profile.board import Board, BoardCluster, Evidence, Figure, PublishedSpeed, ThermalEnvelope
-from edgephi.profile.isa import ISA_LEVELS
-from edgephi.profile.yamlfields import Fields, read_fields
+from edgephi.profile.boards.board import Board, BoardCluster, Evidence, Figure, PublishedSpeed, ThermalEnvelope
+from edgephi.profile.boards.yamlfields import Fields, read_fields
+from edgephi.profile.machine.isa import ISA_LEVELS
 
 GIB = 1 << 30
 MAX_GIB = 4096

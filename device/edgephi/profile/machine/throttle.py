@@ -10,8 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.cores import read_mhz
-from edgephi.profile.kernelfile import MAX_CPUS, list_folder, parse_hex, parse_int, read_int, read_name, read_text
+from edgephi.profile.machine.cores import read_mhz
+from edgephi.profile.machine.kernelfile import (
+    MAX_CPUS,
+    list_folder,
+    parse_hex,
+    parse_int,
+    read_int,
+    read_name,
+    read_text,
+)
 
 # Raspberry Pi firmware. Source: Raspberry Pi documentation, "vcgencmd get_throttled".
 _UNDER_VOLTAGE, _HELD_BACK, _ALL_FLAGS = 0x1, 0xE, 0xF000F

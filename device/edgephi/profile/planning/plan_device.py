@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgephi.profile.board import Board
-from edgephi.profile.cores import CoreCluster
+from edgephi.profile.boards.board import Board
+from edgephi.profile.machine.cores import CoreCluster
+from edgephi.profile.machine.threads import choose_threads
 from edgephi.profile.plan import PlanKind
-from edgephi.profile.threads import choose_threads
 
 
 @dataclass(frozen=True, slots=True)

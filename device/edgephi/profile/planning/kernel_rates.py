@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from edgephi.profile.board import Evidence
+from edgephi.profile.boards.board import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ _SIBLINGS = {
 KERNEL_RATES: Mapping[str, KernelRate] = MappingProxyType(
     _BOUNDED | {core: _like(_BOUNDED[sibling], sibling) for core, sibling in _SIBLINGS.items()}
 )
-"""By the names of ``edgephi.profile.cores``."""
+"""By the names of ``edgephi.profile.machine.cores``."""
 
 LEVEL_RATES: Mapping[str, KernelRate] = MappingProxyType(
     {

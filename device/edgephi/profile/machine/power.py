@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.kernelfile import list_folder, read_int, read_name
+from edgephi.profile.machine.kernelfile import list_folder, read_int, read_name
 
 # Types of /sys/class/power_supply that store energy; "USB" and its kin, "Mains" and "Wireless" bring it in.
 BATTERY_TYPES = frozenset({"Battery", "UPS"})

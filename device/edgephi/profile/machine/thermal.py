@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.kernelfile import list_folder, read_int, read_name
+from edgephi.profile.machine.kernelfile import list_folder, read_int, read_name
 
 # Chips for sale work from -40 to 125 degrees; drivers report -40, 127, 255 or absolute zero where nothing is connected.
 MIN_SANE_CELSIUS = -39.9

@@ -8,8 +8,8 @@ import enum
 from dataclasses import dataclass
 
 from edgephi.errors import ConfigError
-from edgephi.profile.memory import MAX_DRAFT_TOKENS
 from edgephi.profile.plan import KvDtype
+from edgephi.profile.planning.memory import MAX_DRAFT_TOKENS
 
 MIN_CONTEXT = 1024
 """Least context of a feasible plan whose request names none; a model with less has all of it."""

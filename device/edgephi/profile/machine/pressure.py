@@ -1,8 +1,8 @@
 """
 How short memory and CPU time are right now: stalls, and what the control groups counted.
 
-Owns the live side of control groups; ``edgephi.profile.cgroup`` owns their limits. Counters run from the group's
-creation: compare two readings.
+Owns the live side of control groups; ``edgephi.profile.machine.cgroup`` owns their limits. Counters run from the
+group's creation: compare two readings.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgephi.profile.cgroup import Group, group_memory_bytes, groups, read_available_memory
-from edgephi.profile.kernelfile import read_counts, read_int, read_text
+from edgephi.profile.machine.cgroup import Group, group_memory_bytes, groups, read_available_memory
+from edgephi.profile.machine.kernelfile import read_counts, read_int, read_text
 
 
 @dataclass(frozen=True, slots=True)

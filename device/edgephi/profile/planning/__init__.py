@@ -1,0 +1,1 @@
+"""From a model and a device to a plan: memory and speed predicted, options compared, remedies found."""
