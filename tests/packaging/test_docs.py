@@ -82,6 +82,28 @@ def test_commands_exist(document: Path) -> None:
         assert_is_command(line, is_whole=False)
 
 
+def robustness_commands() -> list[str]:
+    """The commands in the last column of docs/ROBUSTNESS.md."""
+    text = (ROOT / "docs/ROBUSTNESS.md").read_text(encoding="utf-8")
+    cells = [line.rstrip(" |").rpartition("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    return [command for cell in cells for command in re.findall(r"`([^`]+)`", cell)]
+
+
+@pytest.mark.parametrize("command", robustness_commands())
+def test_a_promise_has_a_command_that_exists(command: str) -> None:
+    """What docs/ROBUSTNESS.md says to run is a target of make, a module, or tests that are there."""
+    program, *words = command.split()
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    elif program == "python":
+        assert (ROOT / words[1].replace(".", "/")).with_suffix(".py").is_file() or (
+            ROOT / words[1].replace(".", "/") / "__main__.py"
+        ).is_file()
+    else:
+        assert program == "pytest"
+        assert all((ROOT / word).exists() for word in words)
+
+
 def test_the_makefile_runs_commands_that_exist() -> None:
     """Each `edgephi` command in the Makefile takes the options and arguments it is given."""
     lines = re.findall(
