@@ -149,13 +149,13 @@ def check_memory(facts: DeviceFacts) -> Check:
 
 def check_heat(live: LiveFacts) -> Check:
     """Is the machine cool enough to keep its speed?"""
-    # Where no trip is told, the hottest zone stands for all.
     margins = {
         (trip.celsius - zone.celsius, zone.name, zone.celsius, trip.celsius)
         for zone in live.zones
         for trip in zone.trips
         if trip.kind == "passive"
     }
+    # Where no trip is told, the hottest zone stands for all.
     hottest = max(live.zones, key=lambda zone: zone.celsius)
     found = f"{hottest.celsius:.0f} °C ({hottest.name})"
     cool = "give it a heat sink or a fan, or a lower --floor; the governor takes fewer requests until it is cooler"
