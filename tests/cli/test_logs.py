@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import structlog
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # missing in the stubs
 
 from edgephi.cli import logs
 from edgephi.cli.logs import LogFormat, LogLevel, configure_logs
@@ -109,3 +110,22 @@ def test_the_level_bounds_both_kinds_of_lines(log_of: Write, level: LogLevel, co
             logger.info("a.b")
 
     assert len(log_of(LogFormat.JSON, write, level=level).splitlines()) == count
+
+
+@pytest.mark.parametrize(
+    ("level", "lines"), [(LogLevel.INFO, ["ValueError"]), (LogLevel.DEBUG, ["other", "ValueError"])]
+)
+def test_a_client_that_is_gone_is_no_error(log_of: Write, level: LogLevel, lines: list[str]) -> None:
+    """What gRPC says when it cannot tell a status to a client that left is for debugging; its other errors are told."""
+
+    def write() -> None:
+        for error in (cygrpc.ExecuteBatchError("gone"), ValueError("bug")):
+            try:
+                raise error
+            except type(error):
+                logging.getLogger("grpc._cython.cygrpc").exception("raised in core")
+
+    written = [json.loads(line) for line in log_of(LogFormat.JSON, write, level=level).splitlines()]
+    assert [(line["level"] == "error", line["exception"][0]["exc_type"]) for line in written] == [
+        (line == "ValueError", line if line == "ValueError" else "ExecuteBatchError") for line in lines
+    ]

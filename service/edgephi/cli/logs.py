@@ -76,11 +76,21 @@ def configure_logs(log_format: LogFormat, *, level: LogLevel = LogLevel.INFO, st
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)
+    handler.addFilter(_is_of_concern)
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[strip, *finish], foreign_pre_chain=shared))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
+
+
+def _is_of_concern(record: logging.LogRecord) -> bool:
+    """Let gRPC's errors pass, but not that a client was gone before it could be told its status, unless debugging."""
+    error = None if record.exc_info is None else record.exc_info[0]
+    if record.name.startswith("grpc") and error is not None and error.__name__ == "ExecuteBatchError":
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger().isEnabledFor(logging.DEBUG)
+    return True
 
 
 def _escape_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
