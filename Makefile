@@ -8,7 +8,7 @@ NODE := tests/conformance/node_modules
 .PHONY: help setup observability demo test test-all test-arm64 fuzz mca check format proto bench speculation overhead soak bench-peers bench-kernels bench-memory bench-prediction bench-governor precision quantizations pocket pocket-scores golden wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old; edgephi needs 3.11: make PYTHON=python3.11 ...")'
