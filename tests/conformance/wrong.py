@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.hostile.options import with_changes
 
 from edgephi.engine.request import FinishReason
 from edgephi.errors import ModelNotFound
@@ -113,12 +114,7 @@ def little_room(patch: pytest.MonkeyPatch) -> Arguments:
 
 def early_refusal(patch: pytest.MonkeyPatch) -> Arguments:
     """Refuse calls as long as the program holds more than may run, though its clients were told that they ended."""
-
-    def options(settings: ServerSettings, **facts: Any) -> list[tuple[str, int]]:
-        ours = channel_options(settings, **facts)
-        return [option for option in ours if option[0] != "grpc.http2.max_deallocating_streams"]
-
-    patch.setattr(app, "channel_options", options)
+    patch.setattr(app, "channel_options", with_changes({"grpc.http2.max_deallocating_streams": None}))
     return {}
 
 

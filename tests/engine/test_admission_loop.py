@@ -8,15 +8,17 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.engine.inbox import PATIENCE_S, Inbox
 
 from edgephi.engine.admission import AdmissionConfig
-from edgephi.engine.admitting_loop import AdmittingLoop, Sink
+from edgephi.engine.admitting_loop import AdmittingLoop
 from edgephi.engine.backend import F32Array, ForwardBatch
 from edgephi.engine.core import Engine, EngineConfig
 from edgephi.engine.health import EngineHealth, EngineState
 from edgephi.engine.loop import EngineLoop
 from edgephi.engine.request import EngineEvent, EngineRequest, Finished, FinishReason, RequestId, TokenSampled
 from edgephi.engine.service_times import ServiceRates
+from edgephi.engine.sinks import Sink
 from edgephi.errors import (
     DeadlineTooShort,
     EdgephiError,
@@ -29,8 +31,6 @@ from edgephi.errors import (
 from edgephi.runtime.fake import FakeBackend
 
 MakeRequest = Callable[..., EngineRequest]
-
-_PATIENCE_S = 20.0  # how long a test waits for another thread before it fails
 
 
 class GatedBackend(FakeBackend):
@@ -45,7 +45,7 @@ class GatedBackend(FakeBackend):
     def forward(self, batch: ForwardBatch) -> F32Array:
         self.num_forwards += 1
         self.entered.set()
-        assert self.gate.wait(_PATIENCE_S)
+        assert self.gate.wait(PATIENCE_S)
         return super().forward(batch)
 
 
@@ -68,31 +68,6 @@ class RefusingLoop(EngineLoop):
 
     def health(self) -> EngineHealth:
         return EngineHealth(state=self.state)
-
-
-class Inbox:
-    """A sink that keeps what it got and lets a test wait for the end."""
-
-    order: list[RequestId]
-
-    def __init__(self, order: list[RequestId] | None = None) -> None:
-        self.events: list[EngineEvent] = []
-        self.threads: set[str] = set()
-        self.order = [] if order is None else order
-        self._ends: queue.Queue[Finished] = queue.Queue()
-
-    def __call__(self, event: EngineEvent) -> None:
-        self.events.append(event)
-        self.threads.add(threading.current_thread().name)
-        if isinstance(event, Finished):
-            self.order.append(event.request_id)
-            self._ends.put(event)
-
-    def wait(self) -> Finished:
-        end = self._ends.get(timeout=_PATIENCE_S)
-        assert self.events[-1] is end
-        assert sum(isinstance(event, Finished) for event in self.events) == 1
-        return end
 
 
 class Front:
@@ -135,7 +110,7 @@ def make_front() -> Iterator[MakeFront]:
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
     wait = threading.Event()
-    for _ in range(int(_PATIENCE_S / 0.002)):
+    for _ in range(int(PATIENCE_S / 0.002)):
         if condition():
             return
         wait.wait(0.002)
@@ -156,7 +131,7 @@ def test_answers_are_those_of_the_loop_behind(make_front: MakeFront, make_reques
     assert {end.reason for end in ends} == {FinishReason.LENGTH}
     answers = {tuple(e.token_id for e in inbox.events if isinstance(e, TokenSampled)) for inbox in inboxes}
     assert len(answers) == 1
-    assert {name for inbox in inboxes for name in inbox.threads} == {"edgephi-engine"}
+    assert {name for inbox in inboxes for name in inbox.thread_names} == {"edgephi-engine"}
     until(lambda: front.loop.stats().running == front.loop.stats().waiting == 0)
 
 
@@ -164,7 +139,7 @@ def test_clients_take_turns(make_front: MakeFront, make_request: MakeRequest) ->
     """A client that asks last, behind ten requests of another, is served third: after what was handed over."""
     front = make_front()
     inboxes = [front.submit(of(make_request(f"g{index}"), "greedy")) for index in range(10)]
-    front.backend.entered.wait(_PATIENCE_S)
+    front.backend.entered.wait(PATIENCE_S)
     until(lambda: len(front.inner.submitted) == 2)
     modest = front.submit(of(make_request("m"), "modest"))
     assert front.loop.stats().waiting + front.loop.stats().running == 11
@@ -250,7 +225,7 @@ def test_cancel_in_the_queue_frees_the_place_at_once(make_front: MakeFront, make
     front.loop.cancel(RequestId("unknown"))
     assert inboxes[3].wait().reason is FinishReason.DEADLINE
     assert [type(event) for event in inboxes[3].events] == [Finished]
-    assert inboxes[3].threads == {"edgephi-admission"}
+    assert inboxes[3].thread_names == {"edgephi-admission"}
     inboxes[3] = front.submit(make_request("x"))
     front.backend.gate.set()
     assert [inbox.wait().reason for inbox in inboxes] == [FinishReason.LENGTH] * 4
@@ -261,7 +236,7 @@ def test_cancel_of_a_running_request_leaves_only_its_end(make_front: MakeFront, 
     """After cancel() has returned, the sink gets one Finished with the reason and nothing else."""
     front = make_front()
     inbox, other = front.submit(make_request("r", max_tokens=50)), front.submit(make_request("other"))
-    assert front.backend.entered.wait(_PATIENCE_S)
+    assert front.backend.entered.wait(PATIENCE_S)
     front.loop.cancel(RequestId("r"), FinishReason.STOP)
     front.backend.gate.set()
     assert inbox.wait().reason is FinishReason.STOP
@@ -276,12 +251,12 @@ def test_cancel_during_the_hand_over(make_front: MakeFront, make_request: MakeRe
 
     def pause() -> None:
         arrived.set()
-        assert go_on.wait(_PATIENCE_S)
+        assert go_on.wait(PATIENCE_S)
 
     front.inner.on_submit = pause
     front.backend.gate.set()
     inbox = front.submit(make_request("r", max_tokens=60))
-    assert arrived.wait(_PATIENCE_S)
+    assert arrived.wait(PATIENCE_S)
     front.loop.cancel(RequestId("r"))
     go_on.set()
     assert inbox.wait().reason is FinishReason.CANCELLED
@@ -410,7 +385,7 @@ def test_close_ends_everything_once(make_front: MakeFront, make_request: MakeReq
     """Closing cancels running and waiting requests, closes the loop behind, refuses newcomers and may be repeated."""
     front = make_front()
     inboxes = [front.submit(make_request(f"r{index}", max_tokens=60)) for index in range(5)]
-    assert front.backend.entered.wait(_PATIENCE_S)
+    assert front.backend.entered.wait(PATIENCE_S)
     with pytest.raises(EngineFailed, match="stuck"):
         front.loop.close(0.05)
     front.backend.gate.set()
@@ -438,7 +413,7 @@ def test_a_dropped_loop_warns_and_stops(make_request: MakeRequest) -> None:
     inner = front.inner
     with pytest.warns(ResourceWarning, match="AdmittingLoop"):
         del front.loop
-    thread.join(_PATIENCE_S)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     inner.close()
 
@@ -463,7 +438,7 @@ def test_many_threads_each_get_their_own_end(make_front: MakeFront, make_request
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(_PATIENCE_S)
+        thread.join(PATIENCE_S)
     assert inboxes.qsize() >= 42  # places and queue together
     reasons = {inbox.wait().reason for inbox in inboxes.queue}
     assert reasons <= {FinishReason.LENGTH, FinishReason.CANCELLED}

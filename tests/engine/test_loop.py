@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.engine.inbox import PATIENCE_S, Inbox
 
 from edgephi.engine.backend import F32Array, ForwardBatch
 from edgephi.engine.core import Engine, EngineConfig
@@ -25,8 +26,6 @@ from edgephi.runtime.fake import FakeBackend
 
 MakeRequest = Callable[..., EngineRequest]
 
-_PATIENCE_S = 20.0  # how long a test waits for another thread before it fails
-
 
 class GatedBackend(FakeBackend):
     """A fake that runs freely, or one forward per permit once it is gated."""
@@ -42,36 +41,11 @@ class GatedBackend(FakeBackend):
         self.num_forwards += 1
         if self.is_gated:
             self.entered.release()
-            assert self.permits.acquire(timeout=_PATIENCE_S)
+            assert self.permits.acquire(timeout=PATIENCE_S)
         return super().forward(batch)
 
     def wait_for_forward(self) -> None:
-        assert self.entered.acquire(timeout=_PATIENCE_S)
-
-
-class Inbox:
-    """A sink that keeps what it got and lets a test wait for the end."""
-
-    def __init__(self) -> None:
-        self.events: list[EngineEvent] = []
-        self.thread_names: set[str] = set()
-        self._ends: queue.Queue[Finished] = queue.Queue()
-
-    def __call__(self, event: EngineEvent) -> None:
-        self.events.append(event)
-        self.thread_names.add(threading.current_thread().name)
-        if isinstance(event, Finished):
-            self._ends.put(event)
-
-    def wait(self) -> Finished:
-        end = self._ends.get(timeout=_PATIENCE_S)
-        assert self.events[-1] is end
-        assert sum(isinstance(event, Finished) for event in self.events) == 1
-        return end
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(isinstance(event, TokenSampled) for event in self.events)
+        assert self.entered.acquire(timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -119,7 +93,7 @@ def test_many_threads_each_get_their_own_answer(loop: EngineLoop, make_request: 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(_PATIENCE_S)
+        thread.join(PATIENCE_S)
     assert answers.qsize() == 30
     assert len(set(answers.queue)) == 1
     assert (loop.stats().running, loop.stats().waiting) == (0, 0)
@@ -255,7 +229,7 @@ def test_close_ends_everything_once(backend: GatedBackend, make_request: MakeReq
     with pytest.raises(NotReady):
         loop.submit(make_request("new"), Inbox())
     backend.permits.release()
-    loop.close(timeout_s=_PATIENCE_S)
+    loop.close(timeout_s=PATIENCE_S)
     loop.close()
     assert [inbox.wait().reason for inbox in inboxes] == [FinishReason.CANCELLED] * 3
     assert not loop.is_alive
@@ -278,7 +252,7 @@ def test_close_inside_a_sink_does_not_deadlock(backend: GatedBackend, make_reque
     loop.submit(make_request(max_tokens=50), inbox)
     assert inbox.wait().reason is FinishReason.CANCELLED
     assert len(closed) == len(inbox.events) == 3  # prefill and token of the one step, then the end
-    loop.close(timeout_s=_PATIENCE_S)
+    loop.close(timeout_s=PATIENCE_S)
     assert not loop.is_alive
 
 
@@ -288,7 +262,7 @@ def test_a_loop_dropped_unclosed_warns_and_stops(backend: GatedBackend) -> None:
     (thread,) = [t for t in threading.enumerate() if t.name == "edgephi-engine"]
     with pytest.warns(ResourceWarning, match="without close"):
         loops.clear()
-    thread.join(_PATIENCE_S)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 
@@ -325,7 +299,7 @@ def test_an_internal_error_leaves_nobody_waiting(backend: GatedBackend, make_req
     assert second.wait().reason is FinishReason.ERROR
     with pytest.raises(EngineFailed):
         loop.submit(make_request("c"), Inbox())
-    loop.close(timeout_s=_PATIENCE_S)
+    loop.close(timeout_s=PATIENCE_S)
 
 
 def test_a_watchdog_sees_when_the_last_step_was(backend: GatedBackend, make_request: MakeRequest) -> None:

@@ -17,6 +17,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # missing in the 
 from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame
 from tests.hostile.attacks import small_chat
 from tests.hostile.http2 import CHAT, COUNT, RawConnection, message
+from tests.hostile.options import with_changes
 
 from edgephi.server import app
 from edgephi.server.channel_options import MAX_CONNECTIONS, SMALL_MAX_CONNECTIONS, channel_options, max_connections
@@ -221,13 +222,8 @@ ELSEWHERE = {"grpc.so_reuseport", "grpc.keepalive_timeout_ms", "grpc.http2.max_r
 @contextlib.contextmanager
 def changed(monkeypatch: pytest.MonkeyPatch, changes: Changes) -> Iterator[None]:
     """Give servers that are made in the block other options."""
-
-    def options(settings: ServerSettings, *, memory_bytes: int | None) -> list[tuple[str, int]]:
-        ours = {**dict(channel_options(settings, memory_bytes=memory_bytes)), **changes}
-        return [(name, value) for name, value in ours.items() if value is not None]
-
     with monkeypatch.context() as patch:
-        patch.setattr(app, "channel_options", options)
+        patch.setattr(app, "channel_options", with_changes(changes))
         yield
 
 

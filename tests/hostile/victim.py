@@ -19,11 +19,11 @@ from unittest import mock
 
 import structlog
 from prometheus_client import CollectorRegistry
+from tests.hostile.options import with_changes
 
 from edgephi.cli.compose import EngineKind, ServiceOptions, open_service
 from edgephi.cli.malloc import give_back_freed_memory
 from edgephi.server import app
-from edgephi.server.channel_options import channel_options
 from edgephi.server.settings import ServerSettings
 
 STARTED = "grpc_server_started_total"
@@ -37,12 +37,8 @@ def main() -> None:
     give_back_freed_memory()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
-    def options(settings: ServerSettings, *, memory_bytes: int | None) -> list[tuple[str, int]]:
-        ours = channel_options(settings, memory_bytes=memory_bytes)
-        return [(name, value) for name, value in ours if name not in arguments.without]
-
     with (
-        mock.patch.object(app, "channel_options", options),
+        mock.patch.object(app, "channel_options", with_changes(dict.fromkeys(arguments.without))),
         open_service(ServiceOptions(engine=EngineKind.FAKE, max_running=4)) as service,
     ):
         asyncio.run(_serve(app.Server, service.served()))

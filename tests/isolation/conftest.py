@@ -14,6 +14,7 @@ import pytest
 from tests.isolation.engine_program import Options
 from tests.isolation.rig import PATIENT, PROGRAM, is_running
 
+from edgephi.cli.processes import descendants
 from edgephi.isolation.liveness import LivenessSettings
 from edgephi.isolation.quarantine import HOLD_S, Quarantine
 from edgephi.isolation.remote_loop import RemoteLoop
@@ -48,19 +49,8 @@ def start() -> Iterator[Start]:
 def _no_process_is_left() -> Iterator[None]:
     """Fail where a test leaves an engine process behind."""
     yield
-    children = [
-        pid
-        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names, not paths
-        if _parent(pid) == os.getpid() and is_running(pid) and b"engine_program" in _command(pid)
-    ]
+    children = [pid for pid in descendants(os.getpid()) if is_running(pid) and b"engine_program" in _command(pid)]
     assert children == []
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except FileNotFoundError:
-        return None
 
 
 def _command(pid: int) -> bytes:

@@ -22,14 +22,13 @@ from typing import Protocol, Self
 from edgephi.engine.admission import AdmissionConfig, AdmissionQueue, Waiting
 from edgephi.engine.health import EngineHealth, EngineState
 from edgephi.engine.limits import EngineLimits
-from edgephi.engine.request import EngineEvent, EngineRequest, Finished, FinishReason, RequestId, Timings, Usage
+from edgephi.engine.request import EngineEvent, EngineRequest, Finished, FinishReason, RequestId
 from edgephi.engine.service_times import ServiceRates, ServiceTimes
+from edgephi.engine.sinks import Sink, after_cancel, call_sink, id_taken, untold_end
 from edgephi.engine.stats import EngineStats
-from edgephi.errors import EdgephiError, EngineFailed, FieldViolation, InvalidRequest, NotReady, Overloaded
+from edgephi.errors import EdgephiError, EngineFailed, NotReady, Overloaded
 
 _log = logging.getLogger(__name__)
-
-Sink = Callable[[EngineEvent], None]
 
 _RETRY_S = 0.05  # until a hand-over is tried again that the engine had no room for
 
@@ -282,9 +281,7 @@ class _Worker:
             if self._stopping:
                 raise NotReady("the engine is closed; submit to a new one")
             if request.request_id in self._live:
-                raise InvalidRequest(
-                    FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
-                )
+                raise id_taken(request.request_id)
             limits.check_size(request)
             now = self._clock()
             self._queue.add(request, now)
@@ -400,15 +397,9 @@ class _Worker:
 
     def _end(self, live: _Live, reason: FinishReason, error: str | None = None) -> Finished:
         """Let a request end that never started; the lock is held, and the thread tells its sink."""
-        request = live.request
-        end = Finished(
-            request_id=request.request_id,
-            reason=reason,
-            usage=Usage(prompt_tokens=len(request.prompt), cached_tokens=0, output_tokens=0),
-            timings=Timings(queue_s=self._clock() - live.since, prefill_s=0.0, decode_s=0.0),
-            error=error if reason is FinishReason.ERROR else None,
-        )
-        del self._live[request.request_id]
+        why = error if reason is FinishReason.ERROR else None
+        end = untold_end(live.request, reason, queue_s=self._clock() - live.since, error=why)
+        del self._live[live.request.request_id]
         self._ended.append((live, end))
         self._changed.notify()
         return end
@@ -417,10 +408,7 @@ class _Worker:
         with self._changed:
             ended, self._ended = self._ended, []
         for live, end in ended:
-            try:
-                live.sink(end)
-            except BaseException:  # noqa: BLE001 - a caller's code must not end the thread
-                _log.warning("admission.sink_failed request_id=%s", end.request_id, exc_info=True)
+            call_sink(live.sink, end, _log, "admission.sink_failed")
 
     def _deliver(self, live: _Live, event: EngineEvent) -> None:
         """Pass on an event of the loop behind, on its thread, unless the request was cancelled meanwhile."""
@@ -429,10 +417,8 @@ class _Worker:
                 del self._live[event.request_id]
                 self._queue.finished(event)
                 self._changed.notify()
-                if live.cancel_reason is not None and event.reason is not FinishReason.ERROR:
-                    event = dataclasses.replace(event, reason=live.cancel_reason)
                 timings = dataclasses.replace(event.timings, queue_s=event.timings.queue_s + live.waited_s)
                 event = dataclasses.replace(event, timings=timings)
-            elif live.cancel_reason is not None:
-                return
-        live.sink(event)  # the loop behind cancels the request if it raises
+            told = after_cancel(event, live.cancel_reason)
+        if told is not None:
+            live.sink(told)  # the loop behind cancels the request if it raises

@@ -30,9 +30,10 @@ from edgephi.engine.request import (
 from edgephi.engine.sampling import Sampler
 from edgephi.engine.scheduler import Scheduler
 from edgephi.engine.sequence import SequenceState
+from edgephi.engine.sinks import id_taken
 from edgephi.engine.speculation import Speculation
 from edgephi.engine.stats import EngineStats
-from edgephi.errors import ConfigError, EngineFailed, FieldViolation, InvalidRequest
+from edgephi.errors import ConfigError, EngineFailed
 
 _DEFAULT_RETRY_MS = 1_000
 _MIN_RETRY_MS = 100
@@ -171,9 +172,7 @@ class Engine:
         """
         self.validate(request)
         if request.request_id in self._sequences:
-            raise InvalidRequest(
-                FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
-            )
+            raise id_taken(request.request_id)
         self._limits.check_room(
             request,
             num_live=len(self._sequences),

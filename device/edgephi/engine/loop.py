@@ -25,16 +25,13 @@ from edgephi.engine.request import (
     Finished,
     FinishReason,
     RequestId,
-    Timings,
     TokenSampled,
-    Usage,
 )
+from edgephi.engine.sinks import Sink, after_cancel, call_sink, id_taken, untold_end
 from edgephi.engine.stats import EngineStats
-from edgephi.errors import EngineFailed, FieldViolation, InvalidRequest, NotReady
+from edgephi.errors import EngineFailed, NotReady
 
 _log = logging.getLogger(__name__)
-
-Sink = Callable[[EngineEvent], None]
 
 
 class EngineLoop:
@@ -253,9 +250,7 @@ class _Worker:
             if self._stopping:
                 raise NotReady("the engine is closed; submit to a new one")
             if request.request_id in self._live:
-                raise InvalidRequest(
-                    FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
-                )
+                raise id_taken(request.request_id)
             self._limits.check_room(
                 request,
                 num_live=len(self._live),
@@ -346,25 +341,15 @@ class _Worker:
             live = self._live[event.request_id]
             if isinstance(event, Finished):
                 del self._live[event.request_id]
-                if live.cancel_reason is not None and event.reason is not FinishReason.ERROR:
-                    event = dataclasses.replace(event, reason=live.cancel_reason)
-            elif live.cancel_reason is not None:
-                return
-        if isinstance(event, TokenSampled):
+            told = after_cancel(event, live.cancel_reason)
+        if isinstance(told, TokenSampled):
             live.num_output += 1
-        try:
-            live.sink(event)
-        except BaseException:  # noqa: BLE001 - a caller's code, even its CancelledError, must not end the loop
-            _log.warning("engine.sink_failed request_id=%s", event.request_id, exc_info=True)
-            self.cancel(event.request_id, FinishReason.CANCELLED)
+        if told is not None and not call_sink(live.sink, told, _log, "engine.sink_failed"):
+            self.cancel(told.request_id, FinishReason.CANCELLED)
 
     def _end_all(self, reason: FinishReason, error: str) -> None:
         """Tell every live request its end without the engine, whose state is unknown."""
         with self._changed:
             lives = list(self._live.values())
         for live in lives:
-            usage = Usage(prompt_tokens=len(live.request.prompt), cached_tokens=0, output_tokens=live.num_output)
-            timings = Timings(queue_s=0.0, prefill_s=0.0, decode_s=0.0)
-            self._deliver(
-                Finished(request_id=live.request.request_id, reason=reason, usage=usage, timings=timings, error=error)
-            )
+            self._deliver(untold_end(live.request, reason, num_output=live.num_output, error=error))

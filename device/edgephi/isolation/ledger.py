@@ -23,13 +23,12 @@ from edgephi.engine.request import (
     Finished,
     FinishReason,
     RequestId,
-    Timings,
     TokenSampled,
-    Usage,
     check_request,
 )
+from edgephi.engine.sinks import Sink, after_cancel, call_sink, id_taken, untold_end
 from edgephi.engine.stats import EngineStats
-from edgephi.errors import EngineFailed, FieldViolation, InvalidRequest, NotReady, RequestQuarantined
+from edgephi.errors import EngineFailed, NotReady, RequestQuarantined
 from edgephi.isolation.messages import (
     Cancel,
     EngineFacts,
@@ -44,7 +43,6 @@ from edgephi.isolation.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
 
-Sink = Callable[[EngineEvent], None]
 Send = Callable[[ToEngine], None]
 
 _TOTALS = tuple(field.name for field in dataclasses.fields(EngineStats) if field.name.endswith("_total"))
@@ -130,9 +128,7 @@ class Ledger:
             if self._state is EngineState.STARTING:
                 raise NotReady("the engine is being started again; retry in a moment")
             if request.request_id in self._live:
-                raise InvalidRequest(
-                    FieldViolation("request_id", f"{request.request_id!r} belongs to a live request; use a new id")
-                )
+                raise id_taken(request.request_id)
             is_suspect = self._admit(request)
             assert self._limits is not None
             self._limits.check_room(
@@ -229,7 +225,7 @@ class Ledger:
                 return
             ended = [live for live in self._live.values() if live.cancel_reason is not None and not live.is_sent]
         for live in ended:
-            self._deliver(_finished(live, live.cancel_reason or FinishReason.CANCELLED, None))
+            self._deliver(untold_end(live.request, live.cancel_reason or FinishReason.CANCELLED))
 
     def died(self, reason: str, *, is_final: bool) -> None:
         """
@@ -297,7 +293,7 @@ class Ledger:
         with self._lock:
             lives = list(self._live.values())
         for live in lives:
-            self._deliver(_finished(live, reason, error))
+            self._deliver(untold_end(live.request, reason, num_output=live.num_output, error=error))
 
     def _deliver(self, event: EngineEvent) -> None:
         """Call the sink, unless the request was cancelled meanwhile and this is not its end."""
@@ -307,24 +303,12 @@ class Ledger:
                 return
             if isinstance(event, Finished):
                 del self._live[event.request_id]
-                if live.cancel_reason is not None and event.reason is not FinishReason.ERROR:
-                    event = dataclasses.replace(event, reason=live.cancel_reason)
-                if live.is_suspect and event.reason in (FinishReason.STOP, FinishReason.LENGTH):
+            told = after_cancel(event, live.cancel_reason)
+            if isinstance(told, Finished):
+                if live.is_suspect and told.reason in (FinishReason.STOP, FinishReason.LENGTH):
                     self._quarantine.finished(live.request)
                 self._send_next()
-            elif live.cancel_reason is not None:
-                return
-        if isinstance(event, TokenSampled):
+        if isinstance(told, TokenSampled):
             live.num_output += 1
-        try:
-            live.sink(event)
-        except BaseException:  # noqa: BLE001 - a caller's code, even its CancelledError, must not end the link
-            _log.warning("engine.sink_failed request_id=%s", event.request_id, exc_info=True)
-            self.cancel(event.request_id, FinishReason.CANCELLED)
-
-
-def _finished(live: _Live, reason: FinishReason, error: str | None) -> Finished:
-    """Return the end of a request that the engine did not tell."""
-    usage = Usage(prompt_tokens=len(live.request.prompt), cached_tokens=0, output_tokens=live.num_output)
-    timings = Timings(queue_s=0.0, prefill_s=0.0, decode_s=0.0)
-    return Finished(request_id=live.request.request_id, reason=reason, usage=usage, timings=timings, error=error)
+        if told is not None and not call_sink(live.sink, told, _log, "engine.sink_failed"):
+            self.cancel(told.request_id, FinishReason.CANCELLED)

@@ -10,19 +10,18 @@ from __future__ import annotations
 import dataclasses
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 from edgephi.engine.health import EngineHealth
 from edgephi.engine.limits import EngineLimits
-from edgephi.engine.request import EngineEvent, EngineRequest, FinishReason, RequestId
+from edgephi.engine.request import EngineRequest, FinishReason, RequestId
+from edgephi.engine.sinks import Sink
 from edgephi.engine.stats import EngineStats
 from edgephi.errors import EngineFailed
 from edgephi.isolation.liveness import LivenessSettings
 from edgephi.isolation.quarantine import Quarantine
 from edgephi.isolation.supervisor import Progress, Supervisor
-
-Sink = Callable[[EngineEvent], None]
 
 
 class RemoteLoop:

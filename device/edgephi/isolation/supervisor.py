@@ -200,19 +200,18 @@ class _Life:
         self._channel.flush()
         self._ledger.end_unsent()
         now = time.monotonic()
-        if not has_come:
+        if has_come:
+            self._liveness.heard()
+            try:
+                frames = self._channel.receive()
+                if frames is None:
+                    return ""
+                for frame in frames:
+                    self._take(decode_to_front(frame))
+            except ProtocolError as error:
+                return str(error)
+        else:
             self._liveness.looked(now - waited_from)
-            work_since = self._ledger.work_since
-            return self._liveness.verdict(now, is_loading=not self._is_loaded, work_since=work_since)
-        self._liveness.heard()
-        try:
-            frames = self._channel.receive()
-            if frames is None:
-                return ""
-            for frame in frames:
-                self._take(decode_to_front(frame))
-        except ProtocolError as error:
-            return str(error)
         work_since = self._ledger.work_since
         return self._liveness.verdict(now, is_loading=not self._is_loaded, work_since=work_since)
 

@@ -134,18 +134,17 @@ def _is_short_for(name: str, board: str) -> bool:
     words, known = (re.findall(r"[a-z]+|[0-9]+", text.lower()) for text in (name, board))
     if not any(len(word) > 1 for word in words):
         return False
-    return any(_are_words(words, known, at) for at in range(len(known) - len(words) + 1))
+    return any(
+        _stands_for(words[0], own, before) and words[1:] == known[at + 1 : at + len(words)]
+        for at, (before, own) in enumerate(zip(["", *known], known, strict=False))
+    )
 
 
-def _are_words(words: list[str], known: list[str], at: int) -> bool:
-    first, *others = words
-    initials = first.removesuffix(known[at])
-    if not first.endswith(known[at]) and not (first.isalpha() and known[at].startswith(first)):
-        return False
-    # What stands before the first word, as in rpi, begins the word before.
-    before = known[at - 1] if at else ""
-    is_begun = not first.endswith(known[at]) or before.startswith(initials)
-    return is_begun and others == known[at + 1 : at + len(words)]
+def _stands_for(word: str, own: str, before: str) -> bool:
+    """Return whether a word begins a board's own, or is it, the one before it cut to its beginning: rpi."""
+    if word.endswith(own):
+        return before.startswith(word.removesuffix(own))
+    return word.isalpha() and own.startswith(word)
 
 
 def _begins(name: str, start: str) -> bool:

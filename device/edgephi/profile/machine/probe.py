@@ -21,7 +21,6 @@ from edgephi.profile.machine.kernelfile import (
     parse_cpu_list,
     parse_fields,
     parse_int,
-    parse_kib,
     read_name,
     read_text,
     sane_bytes,
@@ -29,6 +28,7 @@ from edgephi.profile.machine.kernelfile import (
 from edgephi.profile.machine.meminfo import MemoryFacts, read_memory
 from edgephi.profile.machine.power import PowerFacts, read_power
 from edgephi.profile.machine.pressure import CgroupUse, Pressure, read_cgroup_use, read_memory_pressure
+from edgephi.profile.machine.process import read_process_memory
 from edgephi.profile.machine.thermal import ThermalZone, read_thermal_zones
 from edgephi.profile.machine.throttle import FrequencyPolicy, ThrottleFacts, read_frequencies, read_throttle
 
@@ -187,9 +187,9 @@ def probe(root: Path = ROOT, *, arch: str | None = None, models: Path | None = N
 
 def probe_live(root: Path = ROOT) -> LiveFacts:
     """Read how the machine is doing now."""
-    status = parse_fields(read_text(root / "proc/self/status") or "")
+    own = read_process_memory(None, root)
     return LiveFacts(
-        resident_bytes=parse_kib(status.get("VmRSS")),
+        resident_bytes=own.resident_bytes,
         available_bytes=read_memory(root).available_bytes,
         zones=read_thermal_zones(root),
         pressure=read_memory_pressure(root),
@@ -197,7 +197,7 @@ def probe_live(root: Path = ROOT) -> LiveFacts:
         frequencies=read_frequencies(root),
         throttle=read_throttle(root),
         power=read_power(root),
-        peak_resident_bytes=parse_kib(status.get("VmHWM")),
+        peak_resident_bytes=own.peak_bytes,
     )
 
 
